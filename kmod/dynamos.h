@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the files of dynamos.ko share.
+ *
+ * One mutex, redirect_lock (redirect.c), guards the table of functions, their
+ * states and the maps. Stops are made with it held; nothing is taken inside it
+ * but what stop_machine() and vmap() take.
+ */
+#ifndef _DYNAMOS_H
+#define _DYNAMOS_H
+
+#include <linux/bpf.h>
+#include <linux/mutex.h>
+#include <linux/types.h>
+
+#include "uapi/dynamos.h"
+#include "update/dynamos_update.h"
+
+#define TRAMPOLINE_SIZE 5
+
+/* The answer to "who stands in the way", in stop and out of it. */
+static inline void culprit_clear(struct dynamos_culprit *culprit)
+{
+	*culprit = (struct dynamos_culprit){ .function = ~0U };
+}
+
+/* maps.c: the BPF maps, handed over once and held until the module goes. */
+extern u8 *dynamos_policy;
+int maps_set(int policy_fd, int editions_fd, int use_fd);
+void maps_put(void);
+bool maps_ready(void);
+void maps_ids(u32 id[3]);
+u8 *editions_row(u32 function);
+void __percpu *use_counter(u32 function, u32 edition);
+void use_reset(u32 function, u32 edition);
+u64 use_in_flight(u32 function, u32 edition);
+
+/* redirect.c: the table of functions and their states. */
+extern struct mutex redirect_lock;
+int redirect_info(struct dynamos_function_info *info);
+void redirect_totals(u32 *functions, u32 *redirected);
+int redirect_activate(const u32 *ids, u32 count, struct dynamos_switch *sw);
+int redirect_deactivate(const u32 *ids, u32 count, struct dynamos_switch *sw);
+int redirect_retire(struct dynamos_retire *retire);
+
+/*
+ * text.c: writes to kernel text. A text_patch is prepared (mapped writable) and
+ * released outside the stop; compare and write happen inside.
+ */
+struct text_patch {
+	unsigned long address;
+	u8 old[TRAMPOLINE_SIZE];
+	u8 new[TRAMPOLINE_SIZE];
+	void *mapping;			/* owned: from text_map() to text_unmap() */
+	u8 *alias;
+	u32 function;
+};
+
+int text_map(struct text_patch *patch);
+void text_unmap(struct text_patch *patch);
+int text_jump(u8 code[TRAMPOLINE_SIZE], unsigned long from, unsigned long to);
+int text_write_all(struct text_patch *patches, u32 count, bool check_stacks,
+		   struct dynamos_switch *sw);
+
+/*
+ * stack.c: reads every task's stack while all CPUs are parked.
+ *
+ * stack_stop() parks the CPUs, calls @work on one of them, and makes all of
+ * them serialise before they go on. Inside @work, stack_scan() reads the words
+ * of each stack and calls @seen for each that lies in [lo, hi).
+ */
+struct stack_scan {
+	unsigned long lo, hi;
+	/* Return true to stop the scan of everything. */
+	bool (*seen)(struct stack_scan *scan, struct task_struct *task,
+		     unsigned long word);
+	void *context;
+	u32 tasks;			/* out */
+	u64 words;			/* out */
+};
+
+int stack_stop(int (*work)(void *context), void *context, u64 *stop_ns);
+void stack_scan(struct stack_scan *scan);
+int stack_holders(const struct dynamos_range *ranges, u32 nr_ranges,
+		  struct dynamos_holder *holders, struct dynamos_stacks *stacks);
+int stack_module_clear(struct module *module, struct dynamos_retire *retire);
+
+/* unexported.c: the one place that reaches for what the kernel does not export. */
+int unexported_init(void);
+struct task_struct *unexported_idle_task(int cpu);
+
+/* device.c */
+int device_init(void);
+void device_exit(void);
+
+#endif /* _DYNAMOS_H */

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * dynamos.ko: redirects running kernel functions to editions chosen by policy.
+ */
+#include <linux/module.h>
+
+#include "dynamos.h"
+
+static int __init dynamos_init(void)
+{
+	int err;
+
+	err = unexported_init();
+	if (err)
+		return err;
+	return device_init();
+}
+
+/*
+ * Not reached while an update is loaded: updates link against this module, so
+ * nothing can be redirected here.
+ */
+static void __exit dynamos_exit(void)
+{
+	device_exit();
+	maps_put();
+}
+
+module_init(dynamos_init);
+module_exit(dynamos_exit);
+MODULE_DESCRIPTION("Dynamic and adaptive updates of running kernel functions");
+MODULE_LICENSE("GPL");
+#ifdef DYNAMOS_IMPORT_BPF_INTERNAL
+MODULE_IMPORT_NS(BPF_INTERNAL);
+#endif

@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The table of functions: who registered them, and which are redirected.
+ *
+ *	state		trampoline	holds its update's module
+ *	LOADED		no		no
+ *	REDIRECTED	yes		yes
+ *	DRAINING	no		yes
+ *
+ *	LOADED -> REDIRECTED		ACTIVATE
+ *	REDIRECTED -> DRAINING		DEACTIVATE
+ *	DRAINING -> REDIRECTED		ACTIVATE
+ *	DRAINING -> LOADED		RETIRE, after proof that nothing runs it
+ *
+ * So an update can be unloaded only when each of its functions is LOADED, and
+ * that is only when none ever ran or all are proven unused.
+ */
+#include <linux/module.h>
+#include <linux/rcupdate.h>
+#include <linux/sched/task.h>
+#include <linux/slab.h>
+#include <linux/sort.h>
+
+#include "dynamos.h"
+
+struct redirect {
+	const struct dynamos_function *function;	/* lives in owner */
+	struct module *owner;
+	u32 state;
+};
+
+DEFINE_MUTEX(redirect_lock);
+static struct redirect *redirects[DYNAMOS_FUNCTIONS_MAX];
+
+static int function_check(const struct dynamos_function *function,
+			  const struct module *owner)
+{
+	u8 code[TRAMPOLINE_SIZE];
+	unsigned long i, j;
+
+	if (!function->nr_editions ||
+	    function->nr_editions >= DYNAMOS_EDITIONS_MAX ||
+	    strnlen(function->name, DYNAMOS_NAME_MAX) == DYNAMOS_NAME_MAX ||
+	    function->site < function->address ||
+	    function->site - function->address > 16 ||
+	    !within_module(function->handler, owner) ||
+	    !within_module(function->end - 1, owner))
+		return -ENOEXEC;
+	for (i = 0; i < function->nr_editions; i++) {
+		const struct dynamos_edition *edition = &function->editions[i];
+
+		if (!edition->number ||
+		    edition->number >= DYNAMOS_EDITIONS_MAX ||
+		    edition->start < function->handler ||
+		    edition->end <= edition->start ||
+		    edition->end > function->end)
+			return -ENOEXEC;
+		for (j = 0; j < i; j++)
+			if (function->editions[j].number == edition->number)
+				return -ENOEXEC;
+	}
+	if (function->site >= MODULES_VADDR && function->site < MODULES_END)
+		return -EOPNOTSUPP;
+	return text_jump(code, function->site, function->handler);
+}
+
+/* The edition of every class becomes 0, which handlers take for v1. */
+static void function_reset(u32 id, const struct dynamos_function *function)
+{
+	unsigned long i;
+
+	memset(editions_row(id), 0, DYNAMOS_CLASSES);
+	for (i = 0; i < function->nr_editions; i++)
+		use_reset(id, function->editions[i].number);
+}
+
+static void function_connect(u32 id, const struct dynamos_function *function)
+{
+	unsigned long i;
+
+	*function->row = editions_row(id);
+	for (i = 0; i < function->nr_editions; i++)
+		*function->editions[i].use =
+			(void __force *)use_counter(id, function->editions[i].number);
+}
+
+static void unregister_locked(struct module *owner)
+{
+	u32 id;
+
+	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++) {
+		if (!redirects[id] || redirects[id]->owner != owner)
+			continue;
+		WARN_ON_ONCE(redirects[id]->state != DYNAMOS_LOADED);
+		memset(editions_row(id), 0, DYNAMOS_CLASSES);
+		kfree(redirects[id]);
+		redirects[id] = NULL;
+	}
+}
+
+int dynamos_register(struct module *owner,
+		     const struct dynamos_function *functions,
+		     unsigned long count, unsigned long anchor)
+{
+	unsigned long i;
+	u32 id = 0;
+	int err = 0;
+
+	if (anchor != (unsigned long)&init_task)
+		return -ESTALE;
+	if (!count)
+		return -ENOEXEC;
+	mutex_lock(&redirect_lock);
+	if (!maps_ready())
+		err = -ENODATA;
+	for (i = 0; i < count && !err; i++) {
+		struct redirect *redirect;
+
+		err = function_check(&functions[i], owner);
+		if (err)
+			break;
+		while (id < DYNAMOS_FUNCTIONS_MAX && redirects[id])
+			id++;
+		if (id == DYNAMOS_FUNCTIONS_MAX) {
+			err = -ENOSPC;
+			break;
+		}
+		redirect = kzalloc(sizeof(*redirect), GFP_KERNEL);
+		if (!redirect) {
+			err = -ENOMEM;
+			break;
+		}
+		redirect->function = &functions[i];
+		redirect->owner = owner;
+		redirects[id] = redirect;
+		function_reset(id, redirect->function);
+		function_connect(id, redirect->function);
+	}
+	if (err)
+		unregister_locked(owner);
+	mutex_unlock(&redirect_lock);
+	return err;
+}
+EXPORT_SYMBOL_GPL(dynamos_register);
+
+void dynamos_unregister(struct module *owner)
+{
+	mutex_lock(&redirect_lock);
+	unregister_locked(owner);
+	mutex_unlock(&redirect_lock);
+}
+EXPORT_SYMBOL_GPL(dynamos_unregister);
+
+/**
+ * redirect_info() - describe the first function whose id is at least info->id
+ * @info: in: id; out: everything
+ *
+ * Return: 0, or -ENOENT past the last one.
+ */
+int redirect_info(struct dynamos_function_info *info)
+{
+	const struct dynamos_function *function;
+	u32 id = info->id, i;
+
+	lockdep_assert_held(&redirect_lock);
+	while (id < DYNAMOS_FUNCTIONS_MAX && !redirects[id])
+		id++;
+	if (id >= DYNAMOS_FUNCTIONS_MAX)
+		return -ENOENT;
+	function = redirects[id]->function;
+	memset(info, 0, sizeof(*info));
+	info->size = sizeof(*info);
+	info->id = id;
+	info->state = redirects[id]->state;
+	info->nr_editions = function->nr_editions;
+	info->address = function->address;
+	info->image_size = function->size;
+	info->site = function->site;
+	info->handler = function->handler;
+	info->end = function->end;
+	memcpy(info->original_bytes, function->expected, TRAMPOLINE_SIZE);
+	text_jump(info->trampoline, function->site, function->handler);
+	strscpy(info->name, function->name, sizeof(info->name));
+	strscpy(info->update, redirects[id]->owner->name, sizeof(info->update));
+	for (i = 0; i < function->nr_editions; i++) {
+		info->editions[i].number = function->editions[i].number;
+		info->editions[i].flags = function->editions[i].flags;
+		info->editions[i].start = function->editions[i].start;
+		info->editions[i].end = function->editions[i].end;
+	}
+	return 0;
+}
+
+void redirect_totals(u32 *functions, u32 *redirected)
+{
+	u32 id;
+
+	*functions = 0;
+	*redirected = 0;
+	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++) {
+		if (!redirects[id])
+			continue;
+		++*functions;
+		*redirected += redirects[id]->state == DYNAMOS_REDIRECTED;
+	}
+}
+
+static bool redirected_elsewhere(const struct redirect *redirect)
+{
+	u32 id;
+
+	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++)
+		if (redirects[id] && redirects[id] != redirect &&
+		    redirects[id]->state == DYNAMOS_REDIRECTED &&
+		    redirects[id]->function->address == redirect->function->address)
+			return true;
+	return false;
+}
+
+static int patch_compare(const void *a, const void *b)
+{
+	const struct text_patch *left = a, *right = b;
+
+	return left->address < right->address ? -1 : left->address > right->address;
+}
+
+/*
+ * Prepare one patch per id, mapped and sorted. On failure nothing stays mapped
+ * and the culprit names the function.
+ */
+static int patches_prepare(struct text_patch *patches, const u32 *ids, u32 count,
+			   bool activate, struct dynamos_culprit *culprit)
+{
+	u32 i, mapped = 0;
+	int err = 0;
+
+	for (i = 0; i < count; i++) {
+		struct text_patch *patch = &patches[i];
+		const struct redirect *redirect;
+		u8 jump[TRAMPOLINE_SIZE];
+
+		culprit->function = ids[i];
+		redirect = ids[i] < DYNAMOS_FUNCTIONS_MAX ? redirects[ids[i]] : NULL;
+		if (!redirect) {
+			err = -ENOENT;
+			break;
+		}
+		if ((redirect->state == DYNAMOS_REDIRECTED) == activate) {
+			err = -EALREADY;
+			break;
+		}
+		if (activate && redirected_elsewhere(redirect)) {
+			err = -EEXIST;
+			break;
+		}
+		patch->function = ids[i];
+		patch->address = redirect->function->site;
+		err = text_jump(jump, patch->address, redirect->function->handler);
+		if (err)
+			break;
+		memcpy(patch->old, activate ? redirect->function->expected : jump,
+		       TRAMPOLINE_SIZE);
+		memcpy(patch->new, activate ? jump : redirect->function->expected,
+		       TRAMPOLINE_SIZE);
+		err = text_map(patch);
+		if (err)
+			break;
+		mapped++;
+	}
+	if (!err) {
+		sort(patches, count, sizeof(*patches), patch_compare, NULL);
+		for (i = 1; i < count; i++) {
+			if (patches[i].address - patches[i - 1].address >= TRAMPOLINE_SIZE)
+				continue;
+			culprit->function = patches[i].function;
+			err = -EINVAL;	/* the same function twice in one group */
+			break;
+		}
+	}
+	if (err) {
+		while (mapped--)
+			text_unmap(&patches[mapped]);
+		return err;
+	}
+	culprit_clear(culprit);
+	return 0;
+}
+
+static void modules_put(const u32 *ids, u32 count)
+{
+	while (count--)
+		if (redirects[ids[count]]->state == DYNAMOS_LOADED)
+			module_put(redirects[ids[count]]->owner);
+}
+
+/* A function that is not LOADED holds its module already. */
+static int modules_get(const u32 *ids, u32 count, struct dynamos_culprit *culprit)
+{
+	u32 i;
+
+	for (i = 0; i < count; i++) {
+		if (redirects[ids[i]]->state == DYNAMOS_LOADED &&
+		    !try_module_get(redirects[ids[i]]->owner)) {
+			culprit->function = ids[i];
+			modules_put(ids, i);
+			return -ENODEV;
+		}
+	}
+	return 0;
+}
+
+static int redirect_switch(const u32 *ids, u32 count, bool activate,
+			   struct dynamos_switch *sw)
+{
+	struct text_patch *patches;
+	u32 i;
+	int err;
+
+	lockdep_assert_held(&redirect_lock);
+	culprit_clear(&sw->culprit);
+	patches = kvcalloc(count, sizeof(*patches), GFP_KERNEL);
+	if (!patches)
+		return -ENOMEM;
+	err = patches_prepare(patches, ids, count, activate, &sw->culprit);
+	if (err)
+		goto out_free;
+	if (activate) {
+		err = modules_get(ids, count, &sw->culprit);
+		if (err)
+			goto out_unmap;
+	}
+	/* A trampoline is one instruction: no task can be inside it. */
+	err = text_write_all(patches, count, activate, sw);
+	if (err && activate)
+		modules_put(ids, count);
+	for (i = 0; i < count && !err; i++)
+		redirects[ids[i]]->state = activate ? DYNAMOS_REDIRECTED
+						    : DYNAMOS_DRAINING;
+out_unmap:
+	for (i = 0; i < count; i++)
+		text_unmap(&patches[i]);
+out_free:
+	kvfree(patches);
+	return err;
+}
+
+/**
+ * redirect_activate() - write the trampolines of a group, all or none
+ * @ids: the functions
+ * @count: at least 1
+ * @sw: time, tasks and culprit come back here
+ */
+int redirect_activate(const u32 *ids, u32 count, struct dynamos_switch *sw)
+{
+	return redirect_switch(ids, count, true, sw);
+}
+
+/**
+ * redirect_deactivate() - take the trampolines of a group back, all or none
+ * @ids: the functions
+ * @count: at least 1
+ * @sw: time, tasks and culprit come back here
+ *
+ * Calls that are inside an edition finish there; the update stays pinned until
+ * redirect_retire() has proof that they did.
+ */
+int redirect_deactivate(const u32 *ids, u32 count, struct dynamos_switch *sw)
+{
+	return redirect_switch(ids, count, false, sw);
+}
+
+static struct module *owner_by_name(const char *update)
+{
+	u32 id;
+
+	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++)
+		if (redirects[id] && !strcmp(redirects[id]->owner->name, update))
+			return redirects[id]->owner;
+	return NULL;
+}
+
+/* Neither redirected nor, by its use counters, running. */
+static int counters_clear(const struct module *owner, struct dynamos_culprit *culprit)
+{
+	unsigned long i;
+	u32 id;
+
+	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++) {
+		const struct redirect *redirect = redirects[id];
+
+		if (!redirect || redirect->owner != owner)
+			continue;
+		culprit->function = id;
+		culprit->address = redirect->function->address;
+		if (redirect->state == DYNAMOS_REDIRECTED)
+			return -EBUSY;
+		for (i = 0; i < redirect->function->nr_editions; i++) {
+			const struct dynamos_edition *edition =
+				&redirect->function->editions[i];
+
+			if (!(edition->flags & DYNAMOS_NEVER_RETURNS) &&
+			    use_in_flight(id, edition->number))
+				return -EINPROGRESS;
+		}
+	}
+	culprit_clear(culprit);
+	return 0;
+}
+
+/**
+ * redirect_retire() - let go of an update that nothing can be running
+ * @retire: in: the update's module name; out: the culprit
+ *
+ * Proof, in this order: no trampoline leads in; the use counters balance; a
+ * grace period of RCU-tasks, for those that were preempted in a handler or an
+ * exit stub, where the counters do not see them; the counters again; and no
+ * stack holds an address inside.
+ *
+ * Takes and drops redirect_lock, for the grace period may last.
+ */
+int redirect_retire(struct dynamos_retire *retire)
+{
+	struct module *owner;
+	u32 id;
+	int err;
+
+	culprit_clear(&retire->culprit);
+	mutex_lock(&redirect_lock);
+	owner = owner_by_name(retire->update);
+	if (!owner || !try_module_get(owner)) {
+		mutex_unlock(&redirect_lock);
+		return -ENOENT;
+	}
+	err = counters_clear(owner, &retire->culprit);
+	mutex_unlock(&redirect_lock);
+	if (err)
+		goto out_put;
+
+	synchronize_rcu_tasks();
+
+	mutex_lock(&redirect_lock);
+	err = counters_clear(owner, &retire->culprit);
+	if (!err)
+		err = stack_module_clear(owner, retire);
+	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX && !err; id++) {
+		struct redirect *redirect = redirects[id];
+
+		if (redirect && redirect->owner == owner &&
+		    redirect->state == DYNAMOS_DRAINING) {
+			redirect->state = DYNAMOS_LOADED;
+			module_put(owner);
+		}
+	}
+	mutex_unlock(&redirect_lock);
+out_put:
+	module_put(owner);
+	return err;
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The conservative stack walk: with every CPU parked, each word from a task's
+ * stack pointer to its stack's end is taken for a return address. It needs no
+ * frame pointers and no unwinder, and it never misses a caller; at worst it
+ * takes a stale word for one.
+ */
+#include <linux/bsearch.h>
+#include <linux/module.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task_stack.h>
+#include <linux/stop_machine.h>
+#include <linux/timekeeping.h>
+
+#include "arch/x86.h"
+#include "dynamos.h"
+
+/* Where the task that parks a CPU stands; its saved stack pointer is stale. */
+struct parked {
+	struct task_struct *task;
+	unsigned long sp;
+};
+
+static DEFINE_PER_CPU(struct parked, parked);
+
+struct stop {
+	int (*work)(void *context);
+	void *context;
+	atomic_t arrived;
+	int done;
+	int result;
+	u64 ns;
+};
+
+static int park_cpu(void *data)
+{
+	struct parked *here = this_cpu_ptr(&parked);
+	struct stop *stop = data;
+
+	here->task = current;
+	here->sp = (unsigned long)__builtin_frame_address(0);
+	/* Fully ordered: publishes *here to the CPU that works. */
+	if (atomic_inc_return(&stop->arrived) == 1) {
+		u64 start;
+
+		while (atomic_read(&stop->arrived) < num_online_cpus())
+			cpu_relax();
+		start = ktime_get_ns();
+		stop->result = stop->work(stop->context);
+		stop->ns = ktime_get_ns() - start;
+		/* Pairs with the acquire below: text is written before we go on. */
+		smp_store_release(&stop->done, 1);
+	} else {
+		while (!smp_load_acquire(&stop->done))
+			cpu_relax();
+	}
+	/* No CPU may run on with instructions it fetched before the write. */
+	arch_serialise();
+	return 0;
+}
+
+/**
+ * stack_stop() - run a piece of work while every other CPU stands still
+ * @work: called once, with interrupts off
+ * @context: handed to @work
+ * @stop_ns: out: how long @work took
+ *
+ * Return: what @work returned, or a negative errno if the stop failed.
+ */
+int stack_stop(int (*work)(void *context), void *context, u64 *stop_ns)
+{
+	struct stop stop = { .work = work, .context = context };
+	int err = stop_machine(park_cpu, &stop, cpu_online_mask);
+
+	*stop_ns = stop.ns;
+	return err ?: stop.result;
+}
+
+static unsigned long stack_pointer(struct task_struct *task)
+{
+	int cpu;
+
+	for_each_online_cpu(cpu)
+		if (per_cpu(parked, cpu).task == task)
+			return per_cpu(parked, cpu).sp;
+	return arch_saved_sp(task);
+}
+
+/* Return: true if the scan is to end. */
+static bool scan_task(struct stack_scan *scan, struct task_struct *task)
+{
+	unsigned long low = (unsigned long)task_stack_page(task);
+	unsigned long sp, end;
+
+	if (!low)
+		return false;	/* dead, its stack already freed */
+	sp = stack_pointer(task);
+	end = arch_stack_end(task);
+	/* A stack pointer elsewhere (not yet run, foreign stack): read it all. */
+	if (sp < low || sp > end)
+		sp = low;
+	scan->tasks++;
+	for (sp = ALIGN_DOWN(sp, sizeof(long)); sp < end; sp += sizeof(long)) {
+		unsigned long word = READ_ONCE_NOCHECK(*(unsigned long *)sp);
+
+		scan->words++;
+		if (word >= scan->lo && word < scan->hi &&
+		    scan->seen(scan, task, word))
+			return true;
+	}
+	return false;
+}
+
+/**
+ * stack_scan() - show each stack word within bounds to a callback
+ * @scan: bounds, callback, and the totals that come back
+ *
+ * Only inside stack_stop(). Idle tasks are on no list and are visited by CPU.
+ */
+void stack_scan(struct stack_scan *scan)
+{
+	struct task_struct *process, *task;
+	int cpu;
+
+	rcu_read_lock();
+	for_each_process_thread(process, task)
+		if (scan_task(scan, task))
+			goto out;
+	for_each_online_cpu(cpu)
+		if (scan_task(scan, unexported_idle_task(cpu)))
+			goto out;
+out:
+	rcu_read_unlock();
+}
+
+struct holders {
+	struct stack_scan scan;
+	const struct dynamos_range *ranges;
+	u32 nr_ranges;
+	struct dynamos_holder *list;
+	struct task_struct *last;	/* the task that the last holder is for */
+	struct dynamos_stacks *stacks;
+};
+
+static int range_compare(const void *key, const void *element)
+{
+	const struct dynamos_range *range = element;
+	unsigned long word = *(const unsigned long *)key;
+
+	if (word < range->start)
+		return -1;
+	return word >= range->end;
+}
+
+static bool holder_seen(struct stack_scan *scan, struct task_struct *task,
+			unsigned long word)
+{
+	struct holders *holders = scan->context;
+	struct dynamos_stacks *stacks = holders->stacks;
+	const struct dynamos_range *range;
+	struct dynamos_holder *holder;
+
+	range = bsearch(&word, holders->ranges, holders->nr_ranges,
+			sizeof(*range), range_compare);
+	if (!range)
+		return false;
+	if (holders->last == task) {
+		if (stacks->nr_holders <= stacks->max_holders)
+			holders->list[stacks->nr_holders - 1].words++;
+		return false;
+	}
+	holders->last = task;
+	if (stacks->nr_holders++ >= stacks->max_holders)
+		return false;	/* counted, no room to tell more */
+	holder = &holders->list[stacks->nr_holders - 1];
+	holder->pid = task->pid;
+	holder->tgid = task->tgid;
+	holder->address = word;
+	holder->range = range - holders->ranges;
+	holder->words = 1;
+	memcpy(holder->comm, task->comm, sizeof(holder->comm));
+	return false;
+}
+
+static int holders_work(void *context)
+{
+	struct holders *holders = context;
+
+	stack_scan(&holders->scan);
+	return 0;
+}
+
+/**
+ * stack_holders() - list the tasks whose stacks point into given code
+ * @ranges: sorted and disjoint
+ * @nr_ranges: at least 1
+ * @holders: room for @stacks->max_holders
+ * @stacks: the totals come back here
+ */
+int stack_holders(const struct dynamos_range *ranges, u32 nr_ranges,
+		  struct dynamos_holder *holders, struct dynamos_stacks *stacks)
+{
+	struct holders work = {
+		.ranges = ranges,
+		.nr_ranges = nr_ranges,
+		.list = holders,
+		.stacks = stacks,
+	};
+	int err;
+
+	work.scan.lo = ranges[0].start;
+	work.scan.hi = ranges[nr_ranges - 1].end;
+	work.scan.seen = holder_seen;
+	work.scan.context = &work;
+	stacks->nr_holders = 0;
+	err = stack_stop(holders_work, &work, &stacks->stop_ns);
+	stacks->tasks = work.scan.tasks;
+	stacks->words = work.scan.words;
+	return err;
+}
+
+struct module_scan {
+	struct stack_scan scan;
+	struct dynamos_retire *retire;
+	bool held;
+};
+
+static bool module_seen(struct stack_scan *scan, struct task_struct *task,
+			unsigned long word)
+{
+	struct module_scan *found = scan->context;
+	struct dynamos_culprit *culprit = &found->retire->culprit;
+
+	found->held = true;
+	culprit->pid = task->pid;
+	culprit->address = word;
+	memcpy(culprit->comm, task->comm, sizeof(culprit->comm));
+	return true;
+}
+
+static int module_work(void *context)
+{
+	struct module_scan *found = context;
+
+	stack_scan(&found->scan);
+	return found->held ? -ETXTBSY : 0;
+}
+
+/**
+ * stack_module_clear() - prove that no stack points into a module's code
+ * @module: the update's module, held by the caller
+ * @retire: the culprit, if any, and the number of tasks come back here
+ *
+ * Return: 0, or -ETXTBSY and the first task found.
+ */
+int stack_module_clear(struct module *module, struct dynamos_retire *retire)
+{
+	struct module_scan work = { .retire = retire };
+	u64 ns;
+	int err;
+
+#ifdef DYNAMOS_MODULE_LAYOUT
+	work.scan.lo = (unsigned long)module->core_layout.base;
+	work.scan.hi = work.scan.lo + module->core_layout.text_size;
+#else
+	work.scan.lo = (unsigned long)module->mem[MOD_TEXT].base;
+	work.scan.hi = work.scan.lo + module->mem[MOD_TEXT].size;
+#endif
+	work.scan.seen = module_seen;
+	work.scan.context = &work;
+	err = stack_stop(module_work, &work, &ns);
+	retire->tasks = work.scan.tasks;
+	return err;
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Trampolines: compare, check, write, all in one stop.
+ *
+ * Kernel text is read-only; it is written through a second, writable mapping of
+ * the same pages that exists only around the stop.
+ */
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/sched.h>
+#include <linux/vmalloc.h>
+#include <asm/page.h>
+
+#include "arch/x86.h"
+#include "dynamos.h"
+
+static bool in_module_area(unsigned long address)
+{
+	return address >= MODULES_VADDR && address < MODULES_END;
+}
+
+/**
+ * text_map() - map the bytes that a patch will write
+ * @patch: its address and function are set; mapping and alias come back
+ *
+ * Undone by text_unmap().
+ */
+int text_map(struct text_patch *patch)
+{
+	unsigned long first = patch->address & PAGE_MASK;
+	unsigned long last = (patch->address + TRAMPOLINE_SIZE - 1) & PAGE_MASK;
+	struct page *pages[2];
+	int count = 1 + (first != last);
+
+	if (in_module_area(patch->address))
+		return -EOPNOTSUPP;
+	pages[0] = pfn_to_page(__pa_symbol(first) >> PAGE_SHIFT);
+	pages[1] = pfn_to_page(__pa_symbol(last) >> PAGE_SHIFT);
+	patch->mapping = vmap(pages, count, VM_MAP, PAGE_KERNEL);
+	if (!patch->mapping)
+		return -ENOMEM;
+	patch->alias = patch->mapping + offset_in_page(patch->address);
+	return 0;
+}
+
+void text_unmap(struct text_patch *patch)
+{
+	vunmap(patch->mapping);
+	patch->mapping = NULL;
+}
+
+/**
+ * text_jump() - encode a direct jump
+ * @code: five bytes, out
+ * @from: where the jump will stand
+ * @to: its target
+ *
+ * Return: 0, or -ERANGE if a 32-bit displacement does not reach.
+ */
+int text_jump(u8 code[TRAMPOLINE_SIZE], unsigned long from, unsigned long to)
+{
+	long distance = to - (from + TRAMPOLINE_SIZE);
+	s32 rel = distance;
+
+	if (rel != distance)
+		return -ERANGE;
+	code[0] = JMP_REL32;
+	memcpy(code + 1, &rel, sizeof(rel));
+	return 0;
+}
+
+struct text_work {
+	struct stack_scan scan;
+	struct text_patch *patches;	/* sorted by address */
+	u32 count;
+	bool check_stacks;
+	bool held;
+	struct dynamos_culprit *culprit;
+};
+
+/* A return here, strictly inside the bytes, would land within the jump. */
+static bool inside_seen(struct stack_scan *scan, struct task_struct *task,
+			unsigned long word)
+{
+	struct text_work *work = scan->context;
+	u32 low = 0, high = work->count;
+
+	while (low < high) {
+		u32 middle = low + (high - low) / 2;
+		const struct text_patch *patch = &work->patches[middle];
+
+		if (word <= patch->address) {
+			high = middle;
+		} else if (word >= patch->address + TRAMPOLINE_SIZE) {
+			low = middle + 1;
+		} else {
+			work->held = true;
+			work->culprit->function = patch->function;
+			work->culprit->pid = task->pid;
+			work->culprit->address = word;
+			memcpy(work->culprit->comm, task->comm,
+			       sizeof(work->culprit->comm));
+			return true;
+		}
+	}
+	return false;
+}
+
+static int text_work(void *context)
+{
+	struct text_work *work = context;
+	u32 i;
+
+	for (i = 0; i < work->count; i++) {
+		struct text_patch *patch = &work->patches[i];
+
+		if (!memcmp(patch->alias, patch->old, TRAMPOLINE_SIZE))
+			continue;
+		work->culprit->function = patch->function;
+		work->culprit->address = patch->address;
+		memcpy(work->culprit->found, patch->alias, TRAMPOLINE_SIZE);
+		return -EILSEQ;
+	}
+	if (work->check_stacks) {
+		stack_scan(&work->scan);
+		if (work->held)
+			return -EAGAIN;
+	}
+	for (i = 0; i < work->count; i++)
+		memcpy(work->patches[i].alias, work->patches[i].new,
+		       TRAMPOLINE_SIZE);
+	return 0;
+}
+
+/**
+ * text_write_all() - write every patch or none, in one stop
+ * @patches: mapped, sorted by address, disjoint
+ * @count: at least 1
+ * @check_stacks: refuse if a task would return into the bytes; not needed when
+ *	they hold a single instruction, as a trampoline is
+ * @sw: time, tasks and culprit come back here
+ *
+ * Return: 0; -EILSEQ if bytes differ from patch->old; -EAGAIN if a task is in
+ * the way.
+ */
+int text_write_all(struct text_patch *patches, u32 count, bool check_stacks,
+		   struct dynamos_switch *sw)
+{
+	struct text_work work = {
+		.patches = patches,
+		.count = count,
+		.check_stacks = check_stacks,
+		.culprit = &sw->culprit,
+	};
+	int err;
+
+	work.scan.lo = patches[0].address + 1;
+	work.scan.hi = patches[count - 1].address + TRAMPOLINE_SIZE;
+	work.scan.seen = inside_seen;
+	work.scan.context = &work;
+	err = stack_stop(text_work, &work, &sw->stop_ns);
+	sw->tasks = work.scan.tasks;
+	return err;
+}

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * The protocol of /dev/dynamos.
+ *
+ * The device is mode 0600, and every open and every ioctl needs CAP_SYS_ADMIN.
+ * Each ioctl takes one structure. Its first member is its size, set by the
+ * caller; members named "reserved" must be zero. Fields marked "out" are
+ * written back, also when the call fails, so that a refusal names its cause.
+ * A call that fails has changed nothing.
+ *
+ * In the order of a change's life:
+ *
+ *	INFO		what this module is, and the constants that generated
+ *			code needs
+ *	MAPS		hand over the policy, editions and use maps (once; again
+ *			with the same maps is a no-op)
+ *	(insmod)	an update module registers its functions
+ *	FUNCTION	walk over the registered functions
+ *	ACTIVATE	write the trampolines of a function group in one stop
+ *	DEACTIVATE	take them back in one stop
+ *	STACKS		which tasks hold an address inside given code
+ *	RETIRE		prove an update unused and let it be unloaded
+ *	(rmmod)		the update's memory is freed
+ *
+ * Errors, each with one meaning:
+ *
+ *	EPERM		the caller lacks CAP_SYS_ADMIN
+ *	EINVAL		wrong size, non-zero reserved field, empty or
+ *			duplicate list, unsorted ranges
+ *	E2BIG		a list longer than the limit
+ *	EFAULT		a pointer that cannot be read or written
+ *	ENOTTY		no such ioctl
+ *	ENOMEM		no memory
+ *   MAPS
+ *	EBADF		not the descriptor of a BPF map
+ *	EPROTOTYPE	wrong map type
+ *	EKEYREJECTED	wrong key size
+ *	EMSGSIZE	wrong value size
+ *	EDOM		wrong number of entries
+ *	EPROTO		the map is not mmapable (BPF_F_MMAPABLE)
+ *	EBUSY		other maps are in use already
+ *   registration of an update (insmod reports it)
+ *	ENODATA		no maps have been handed over yet
+ *	ESTALE		built for another boot or another kernel
+ *	ENOEXEC		the update's table is malformed
+ *	ERANGE		the handler is out of reach of a 5-byte jump
+ *	EOPNOTSUPP	the function lies in a loadable module
+ *	ENOSPC		all function ids are taken
+ *   ACTIVATE, DEACTIVATE
+ *	ENOENT		no function has this id
+ *	EALREADY	the function is redirected already (ACTIVATE), or is
+ *			not redirected (DEACTIVATE)
+ *	EEXIST		another update redirects the same function
+ *	ENODEV		the update is being unloaded
+ *	EILSEQ		the bytes at the site are not the expected ones:
+ *			somebody else changed them
+ *	EAGAIN		a task is inside the bytes to be overwritten
+ *   RETIRE
+ *	ENOENT		no such update, or it was never activated
+ *	EBUSY		one of its functions is redirected
+ *	EINPROGRESS	its use counters say that calls are in progress
+ *	ETXTBSY		a task's stack holds an address inside its code
+ */
+#ifndef _UAPI_DYNAMOS_H
+#define _UAPI_DYNAMOS_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define DYNAMOS_ABI		1
+#define DYNAMOS_FUNCTIONS_MAX	1024	/* registered at one time */
+#define DYNAMOS_EDITIONS_MAX	16	/* per function; number 0 is not used */
+#define DYNAMOS_CLASSES		256	/* policy classes: one byte per process */
+#define DYNAMOS_RANGES_MAX	4096	/* per STACKS call */
+#define DYNAMOS_HOLDERS_MAX	65536	/* per STACKS call */
+#define DYNAMOS_NAME_MAX	128	/* a function's name, with its NUL */
+#define DYNAMOS_UPDATE_MAX	64	/* a module's name, with its NUL */
+#define DYNAMOS_COMM_MAX	16
+
+/* Function states. */
+#define DYNAMOS_LOADED		0	/* registered, never redirected or retired */
+#define DYNAMOS_REDIRECTED	1	/* its trampoline is in place */
+#define DYNAMOS_DRAINING	2	/* trampoline gone, old calls may still run */
+
+/* Edition flags. */
+#define DYNAMOS_NEVER_RETURNS	1	/* judged by the stack walk alone */
+
+struct dynamos_info {
+	__u32 size;
+	__u32 abi;		/* out */
+	__u64 current_offset;	/* out: per-CPU offset of the current task */
+	__u32 tgid_offset;	/* out: of tgid in struct task_struct */
+	__u32 pid_limit;	/* out: no PID reaches this */
+	__u64 anchor;		/* out: address of init_task in this boot */
+	__u32 functions;	/* out: registered now */
+	__u32 redirected;	/* out: redirected now */
+	__u32 map_id[3];	/* out: policy, editions, use; 0 when not set */
+	__u32 reserved;
+};
+
+struct dynamos_maps {
+	__u32 size;
+	__s32 policy_fd;
+	__s32 editions_fd;
+	__s32 use_fd;
+};
+
+struct dynamos_edition_info {
+	__u32 number;
+	__u32 flags;
+	__u64 start;
+	__u64 end;
+};
+
+struct dynamos_function_info {
+	__u32 size;
+	__u32 id;		/* in: the first id to consider; out: the id */
+	__u32 state;		/* out */
+	__u32 nr_editions;	/* out */
+	__u64 address;		/* out: of the original */
+	__u64 image_size;	/* out: of the original, bytes */
+	__u64 site;		/* out: of the trampoline */
+	__u64 handler;		/* out */
+	__u64 end;		/* out: end of all code made for the function */
+	__u8 original_bytes[8];	/* out: five bytes at the site */
+	__u8 trampoline[8];	/* out: five bytes */
+	char name[DYNAMOS_NAME_MAX];		/* out */
+	char update[DYNAMOS_UPDATE_MAX];	/* out: module name */
+	struct dynamos_edition_info editions[DYNAMOS_EDITIONS_MAX];
+};
+
+/* Who or what stood in the way. */
+struct dynamos_culprit {
+	__u32 function;		/* id, or ~0 */
+	__s32 pid;		/* thread id, or 0 */
+	__u64 address;		/* found on its stack, or of the site */
+	__u8 found[8];		/* EILSEQ: the five bytes at the site */
+	char comm[DYNAMOS_COMM_MAX];
+};
+
+struct dynamos_switch {
+	__u32 size;
+	__u32 count;		/* function ids in the group */
+	__u64 ids;		/* pointer to __u32[count] */
+	__u64 stop_ns;		/* out: time the work in the stop took */
+	__u32 tasks;		/* out: tasks whose stacks were read */
+	__u32 reserved;
+	struct dynamos_culprit culprit;	/* out */
+};
+
+struct dynamos_range {
+	__u64 start;
+	__u64 end;		/* exclusive */
+};
+
+struct dynamos_holder {
+	__s32 pid;		/* thread id */
+	__s32 tgid;
+	__u64 address;		/* first one found from the top of the stack */
+	__u32 range;		/* index of the range that it lies in */
+	__u32 words;		/* how many such words its stack has */
+	char comm[DYNAMOS_COMM_MAX];
+};
+
+struct dynamos_stacks {
+	__u32 size;
+	__u32 nr_ranges;
+	__u64 ranges;		/* pointer to struct dynamos_range[], sorted, disjoint */
+	__u64 holders;		/* pointer to struct dynamos_holder[] */
+	__u32 max_holders;	/* room there */
+	__u32 nr_holders;	/* out: found, may exceed max_holders */
+	__u32 tasks;		/* out: tasks whose stacks were read */
+	__u32 reserved;
+	__u64 words;		/* out: stack words read */
+	__u64 stop_ns;		/* out */
+};
+
+struct dynamos_retire {
+	__u32 size;
+	__u32 tasks;		/* out */
+	char update[DYNAMOS_UPDATE_MAX];
+	struct dynamos_culprit culprit;	/* out */
+};
+
+#define DYNAMOS_IOC		0xD7
+#define DYNAMOS_IOC_INFO	_IOWR(DYNAMOS_IOC, 0, struct dynamos_info)
+#define DYNAMOS_IOC_MAPS	_IOW(DYNAMOS_IOC, 1, struct dynamos_maps)
+#define DYNAMOS_IOC_FUNCTION	_IOWR(DYNAMOS_IOC, 2, struct dynamos_function_info)
+#define DYNAMOS_IOC_ACTIVATE	_IOWR(DYNAMOS_IOC, 3, struct dynamos_switch)
+#define DYNAMOS_IOC_DEACTIVATE	_IOWR(DYNAMOS_IOC, 4, struct dynamos_switch)
+#define DYNAMOS_IOC_STACKS	_IOWR(DYNAMOS_IOC, 5, struct dynamos_stacks)
+#define DYNAMOS_IOC_RETIRE	_IOWR(DYNAMOS_IOC, 6, struct dynamos_retire)
+
+#endif /* _UAPI_DYNAMOS_H */

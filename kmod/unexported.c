@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What the kernel does not export and we cannot do without, and nothing else.
+ *
+ * The idle task of a CPU is on no task list, yet it calls schedule() like any
+ * other and may sleep inside a clone of it. Its address is found by asking the
+ * kprobes code to resolve a name for a probe that is never armed.
+ */
+#include <linux/kprobes.h>
+#include <linux/module.h>
+
+#include "dynamos.h"
+
+static struct task_struct *(*find_idle_task)(int cpu);
+
+int unexported_init(void)
+{
+	struct kprobe probe = {
+		.symbol_name = "idle_task",
+		.flags = KPROBE_FLAG_DISABLED,
+	};
+	int err = register_kprobe(&probe);
+
+	if (err) {
+		pr_err("cannot find idle_task: %d\n", err);
+		return err;
+	}
+	find_idle_task = (void *)probe.addr;
+	unregister_kprobe(&probe);
+	return 0;
+}
+
+struct task_struct *unexported_idle_task(int cpu)
+{
+	return find_idle_task(cpu);
+}
