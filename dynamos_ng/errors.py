@@ -42,7 +42,7 @@ class Refusal(DynamosError):
 class KernelRefused(DynamosError):
     """dynamos.ko turned a request down; nothing was changed.
 
-    ``errno`` is the number that the module gave (see docs/errors in the uapi header).
+    ``errno`` is the number that the module gave (its meanings: kmod/uapi/dynamos.h).
     """
 
     def __init__(self, message: str, errno: int = 0) -> None:

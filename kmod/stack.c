@@ -48,9 +48,10 @@ static int park_cpu(void *data)
 		start = ktime_get_ns();
 		stop->result = stop->work(stop->context);
 		stop->ns = ktime_get_ns() - start;
-		/* Pairs with the acquire below: text is written before we go on. */
+		/* Pairs with the acquire below: the text is written. */
 		smp_store_release(&stop->done, 1);
 	} else {
+		/* Pairs with the release above. */
 		while (!smp_load_acquire(&stop->done))
 			cpu_relax();
 	}

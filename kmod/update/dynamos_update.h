@@ -33,6 +33,10 @@ struct dynamos_function {
 	unsigned long reserved[4];
 };
 
+/* The generated table of an update, and its end. */
+extern const struct dynamos_function dynamos_functions[];
+extern const struct dynamos_function dynamos_functions_end[];
+
 /*
  * Both are called from the update's init and exit. The table must live as long
  * as the module; the slots are written here once, so they may be read-only

@@ -7,9 +7,6 @@
 
 #include "dynamos_update.h"
 
-extern const struct dynamos_function dynamos_functions[];
-extern const struct dynamos_function dynamos_functions_end[];
-
 static int __init update_init(void)
 {
 	return dynamos_register(THIS_MODULE, dynamos_functions,

@@ -1,0 +1,234 @@
+"""/dev/dynamos: one method per ioctl, values in and out, every errno told in words."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from dynamos_ng import uapi
+from dynamos_ng.errors import Busy, DynamosError, KernelRefused, MissingTool
+from dynamos_ng.model import Edition, Function, FunctionState, Holder, StackWalk, Switch
+
+PATH = "/dev/dynamos"
+
+#: What the module means by an errno, where one call gives it one meaning (kmod/uapi/dynamos.h).
+MEANINGS = {
+    errno.EPERM: "CAP_SYS_ADMIN is needed: run as root",
+    errno.EINVAL: "malformed request",
+    errno.E2BIG: "a list is longer than the module takes",
+    errno.ENOTTY: "the loaded dynamos.ko does not know this request: reload the module of this version",
+    errno.ENOMEM: "the kernel has no memory for it",
+    errno.EBADF: "not the descriptor of a BPF map",
+    errno.EPROTOTYPE: "a map of the wrong type",
+    errno.EKEYREJECTED: "a map with the wrong key size",
+    errno.EMSGSIZE: "a map with the wrong value size",
+    errno.EDOM: "a map with the wrong number of entries",
+    errno.EPROTO: "a map that is not mmapable (BPF_F_MMAPABLE)",
+    errno.ENODATA: "the policy maps have not been handed to dynamos.ko: start dynamosd first",
+    errno.ESTALE: "built for another boot or another kernel: run 'dynamos build' again",
+    errno.ENOEXEC: "the update's table is malformed, or it was built for another kernel version",
+    errno.ERANGE: "the update lies out of reach of a 5-byte jump",
+    errno.EOPNOTSUPP: "functions of loadable modules cannot be redirected yet",
+    errno.ENOSPC: f"all {uapi.FUNCTIONS_MAX} function ids are taken: unload an update first",
+    errno.ENOENT: "no such update or function",
+    errno.EALREADY: "already in the state that was asked for",
+    errno.EEXIST: "another update redirects this function: deactivate that one first",
+    errno.ENODEV: "the update is being unloaded",
+    errno.EILSEQ: "the bytes at the trampoline's place are not the expected ones: "
+    "a kprobe or another patch is there; remove it, then try again",
+    errno.EAGAIN: "a task is inside the bytes to be overwritten: try again",
+    errno.EBUSY: "it is still redirected: deactivate it first",
+    errno.EINPROGRESS: "calls are still in progress inside it",
+    errno.ETXTBSY: "a task's stack still points into it",
+}
+
+
+@dataclass(frozen=True)
+class Info:
+    """What the module is, and the constants that generated code needs; offsets in bytes."""
+
+    abi: int
+    current_offset: int
+    tgid_offset: int
+    pid_limit: int
+    anchor: int
+    functions: int
+    redirected: int
+    map_ids: tuple[int, int, int]
+
+
+def meaning(number: int) -> str:
+    """Return what an errno of the module means, and what to do."""
+    return MEANINGS.get(number, os.strerror(number))
+
+
+class Device:
+    """An open /dev/dynamos. Every method raises KernelRefused (or Busy) and then has changed nothing."""
+
+    def __init__(self, path: str = PATH) -> None:
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise MissingTool(
+                f"{path} is not there: dynamos.ko is not loaded; start dynamosd, which loads it"
+            ) from None
+        except PermissionError:
+            raise KernelRefused(f"{path}: {MEANINGS[errno.EPERM]}", errno.EPERM) from None
+        except OSError as error:
+            raise KernelRefused(f"{path}: {error.strerror}", error.errno or 0) from None
+
+    def close(self) -> None:
+        """Close the device; whatever is redirected stays so."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ioctl(self, number: int, struct: ctypes.Structure) -> int:
+        """Make the call and return 0 or its errno; the module fills the structure in either way."""
+        struct.size = ctypes.sizeof(struct)
+        try:
+            fcntl.ioctl(self._fd, number, struct)  # type: ignore[call-overload]
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def info(self) -> Info:
+        """Return what the module is; refuse one of another protocol."""
+        raw = uapi.Info()
+        if code := self._ioctl(uapi.IOC_INFO, raw):
+            raise KernelRefused(f"info: {meaning(code)}", code)
+        if raw.abi != uapi.ABI:
+            raise KernelRefused(
+                f"the loaded dynamos.ko speaks protocol {raw.abi}, this program {uapi.ABI}: "
+                "unload all updates, rmmod dynamos, and start dynamosd again"
+            )
+        return Info(
+            raw.abi,
+            raw.current_offset,
+            raw.tgid_offset,
+            raw.pid_limit,
+            raw.anchor,
+            raw.functions,
+            raw.redirected,
+            (raw.map_id[0], raw.map_id[1], raw.map_id[2]),
+        )
+
+    def set_maps(self, policy_fd: int, editions_fd: int, use_fd: int) -> None:
+        """Hand over the three maps by descriptor; the module keeps its own references."""
+        raw = uapi.Maps(policy_fd=policy_fd, editions_fd=editions_fd, use_fd=use_fd)
+        if code := self._ioctl(uapi.IOC_MAPS, raw):
+            what = (
+                "dynamos.ko holds other maps already: restore their pins, or unload all updates and rmmod dynamos"
+                if code == errno.EBUSY
+                else meaning(code)
+            )
+            raise KernelRefused(f"maps: {what}", code)
+
+    def functions(self) -> tuple[Function, ...]:
+        """Return every registered function, by id."""
+        found: list[Function] = []
+        raw = uapi.FunctionInfo()
+        while True:
+            code = self._ioctl(uapi.IOC_FUNCTION, raw)
+            if code == errno.ENOENT:
+                return tuple(found)
+            if code:
+                raise KernelRefused(f"functions: {meaning(code)}", code)
+            found.append(_function(raw))
+            raw = uapi.FunctionInfo(id=raw.id + 1)
+
+    def activate(self, functions: Sequence[Function]) -> Switch:
+        """Write the trampolines of a group in one stop, all or none."""
+        return self._switch(uapi.IOC_ACTIVATE, "activate", functions)
+
+    def deactivate(self, functions: Sequence[Function]) -> Switch:
+        """Take the trampolines of a group back in one stop, all or none."""
+        return self._switch(uapi.IOC_DEACTIVATE, "deactivate", functions)
+
+    def _switch(self, number: int, verb: str, functions: Sequence[Function]) -> Switch:
+        ids = (ctypes.c_uint32 * len(functions))(*(function.id for function in functions))
+        raw = uapi.Switch(count=len(functions), ids=ctypes.addressof(ids))
+        if code := self._ioctl(number, raw):
+            names = {function.id: function.name for function in functions}
+            raise _switch_error(verb, names, raw.culprit, code)
+        return Switch(raw.stop_ns, raw.tasks)
+
+    def stacks(self, ranges: Sequence[tuple[int, int]], max_holders: int = 4096) -> StackWalk:
+        """Return the tasks whose stacks hold an address inside one of the ranges [start, end).
+
+        `Holder.address` is the word nearest the top of the stack; names are left to the caller.
+        """
+        ordered = sorted(ranges)
+        packed = (uapi.Range * len(ordered))(*ordered)
+        room = (uapi.Holder * max_holders)()
+        raw = uapi.Stacks(
+            nr_ranges=len(ordered),
+            ranges=ctypes.addressof(packed),
+            holders=ctypes.addressof(room),
+            max_holders=max_holders,
+        )
+        if code := self._ioctl(uapi.IOC_STACKS, raw):
+            raise KernelRefused(f"stacks: {meaning(code)}", code)
+        holders = tuple(
+            Holder(h.pid, h.tgid, h.comm.decode(errors="replace"), h.address, h.words)
+            for h in room[: min(raw.nr_holders, max_holders)]
+        )
+        return StackWalk(holders, raw.nr_holders, raw.tasks, raw.words, raw.stop_ns)
+
+    def retire(self, update: str) -> None:
+        """Prove that nothing runs an update's code, and let the module `update` be unloaded."""
+        raw = uapi.Retire(update=update.encode())
+        if code := self._ioctl(uapi.IOC_RETIRE, raw):
+            message = f"{update}: {meaning(code)}"
+            if raw.culprit.pid or code == errno.ETXTBSY:
+                comm = raw.culprit.comm.decode(errors="replace")
+                message += f": thread {raw.culprit.pid} ({comm}) at {raw.culprit.address:#x}"
+            if code in (errno.EINPROGRESS, errno.ETXTBSY, errno.EBUSY):
+                raise Busy(message)
+            raise KernelRefused(message, code)
+
+
+def _function(raw: uapi.FunctionInfo) -> Function:
+    return Function(
+        id=raw.id,
+        name=raw.name.decode(),
+        update=raw.update.decode(),
+        state=FunctionState(raw.state),
+        address=raw.address,
+        size=raw.image_size,
+        site=raw.site,
+        handler=raw.handler,
+        end=raw.end,
+        original_bytes=bytes(raw.original_bytes[:5]),
+        trampoline=bytes(raw.trampoline[:5]),
+        editions=tuple(
+            Edition(e.number, e.start, e.end, bool(e.flags & uapi.NEVER_RETURNS))
+            for e in raw.editions[: raw.nr_editions]
+        ),
+    )
+
+
+def _switch_error(verb: str, names: dict[int, str], culprit: uapi.Culprit, number: int) -> DynamosError:
+    name = names.get(culprit.function, "")
+    message = f"{verb}{' ' + name if name else ''}: {meaning(number)}"
+    if number == errno.EALREADY:
+        message = f"{verb} {name}: it is {'already' if verb == 'activate' else 'not'} redirected"
+    if number == errno.EILSEQ:
+        message += f" (found {bytes(culprit.found[:5]).hex(' ')} at {culprit.address:#x})"
+    if number == errno.EAGAIN:
+        comm = culprit.comm.decode(errors="replace")
+        message += f" (thread {culprit.pid} ({comm}) at {culprit.address:#x})"
+    return KernelRefused(message, number)

@@ -1,0 +1,169 @@
+"""The values that pass between the parts: frozen, typed, and free of any source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from dynamos_ng.errors import Refusal
+
+__all__ = [
+    "CallCounts",
+    "Edition",
+    "EditionUse",
+    "Function",
+    "FunctionState",
+    "Holder",
+    "Quiescence",
+    "Refusal",
+    "StackWalk",
+    "Switch",
+    "Update",
+]
+
+
+class FunctionState(IntEnum):
+    """Where a registered function stands; the numbers are the uapi's."""
+
+    LOADED = 0
+    REDIRECTED = 1
+    DRAINING = 2
+
+    @property
+    def word(self) -> str:
+        """Return the word for lists, as kpatch and livepatch users know it."""
+        return {
+            FunctionState.LOADED: "[disabled]",
+            FunctionState.REDIRECTED: "[enabled]",
+            FunctionState.DRAINING: "[disabling...]",
+        }[self]
+
+
+@dataclass(frozen=True)
+class Edition:
+    """One edition's code in the kernel: addresses of its first byte and past its last one."""
+
+    number: int
+    start: int
+    end: int
+    never_returns: bool = False
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that an update has registered with dynamos.ko; addresses are the running kernel's."""
+
+    id: int
+    name: str
+    update: str
+    state: FunctionState
+    address: int
+    size: int
+    site: int
+    handler: int
+    end: int
+    original_bytes: bytes
+    trampoline: bytes
+    editions: tuple[Edition, ...]
+
+    @property
+    def newest(self) -> int:
+        """Return the highest edition number."""
+        return max(edition.number for edition in self.editions)
+
+
+@dataclass(frozen=True)
+class EditionUse:
+    """Use counters of one edition, summed over CPUs, exits before entries."""
+
+    number: int
+    entered: int
+    exited: int
+
+    @property
+    def in_flight(self) -> int:
+        """Return the calls that have entered and not yet left."""
+        return self.entered - self.exited
+
+
+@dataclass(frozen=True)
+class CallCounts:
+    """Entries and returns of an original as bcc's probes saw them since they were attached.
+
+    A call that was under way at that moment is not seen to enter; `missed` returns had no free slot.
+    """
+
+    entries: int
+    exits: int
+    missed: int
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A task whose stack holds an address inside given code; `words` says how many such addresses."""
+
+    pid: int
+    tgid: int
+    comm: str
+    address: int
+    words: int
+    function: str = ""
+    edition: int = 0
+    stack: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StackWalk:
+    """One conservative walk over every task's stack; `stop_ns` is the time all CPUs stood still."""
+
+    holders: tuple[Holder, ...]
+    found: int
+    tasks: int
+    words: int
+    stop_ns: int
+
+
+@dataclass(frozen=True)
+class Switch:
+    """What a group's change cost: the work in the stop in nanoseconds, and the stacks it read."""
+
+    stop_ns: int
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """A loaded update and its functions."""
+
+    name: str
+    module: str
+    functions: tuple[Function, ...]
+
+    @property
+    def state(self) -> FunctionState:
+        """Return the state of the function that is furthest from idle."""
+        for state in (FunctionState.REDIRECTED, FunctionState.DRAINING):
+            if any(function.state is state for function in self.functions):
+                return state
+        return FunctionState.LOADED
+
+
+@dataclass(frozen=True)
+class Quiescence:
+    """What three sources say of one function: use counters, probes, stacks.
+
+    `probes` is None where no probes are attached; `samples` counts sampled kernel stacks that had a frame in
+    the function's code.
+    """
+
+    function: str
+    state: FunctionState
+    uses: tuple[EditionUse, ...]
+    walk: StackWalk
+    probes: CallCounts | None = None
+    samples: int | None = None
+
+    @property
+    def quiescent(self) -> bool:
+        """Return whether neither counters nor stacks show anybody inside."""
+        return not self.walk.found and all(use.in_flight == 0 for use in self.uses)

@@ -1,0 +1,175 @@
+"""The protocol of /dev/dynamos, mirrored from kmod/uapi/dynamos.h.
+
+tests/abi compiles the header and compares every size, offset and number with what stands here.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+
+ABI = 1
+FUNCTIONS_MAX = 1024
+EDITIONS_MAX = 16
+CLASSES = 256
+RANGES_MAX = 4096
+HOLDERS_MAX = 65536
+NAME_MAX = 128
+UPDATE_MAX = 64
+COMM_MAX = 16
+
+LOADED = 0
+REDIRECTED = 1
+DRAINING = 2
+
+NEVER_RETURNS = 1
+
+
+class Info(c.Structure):
+    """struct dynamos_info"""
+
+    _fields_ = [
+        ("size", c.c_uint32),
+        ("abi", c.c_uint32),
+        ("current_offset", c.c_uint64),
+        ("tgid_offset", c.c_uint32),
+        ("pid_limit", c.c_uint32),
+        ("anchor", c.c_uint64),
+        ("functions", c.c_uint32),
+        ("redirected", c.c_uint32),
+        ("map_id", c.c_uint32 * 3),
+        ("reserved", c.c_uint32),
+    ]
+
+
+class Maps(c.Structure):
+    """struct dynamos_maps"""
+
+    _fields_ = [
+        ("size", c.c_uint32),
+        ("policy_fd", c.c_int32),
+        ("editions_fd", c.c_int32),
+        ("use_fd", c.c_int32),
+    ]
+
+
+class EditionInfo(c.Structure):
+    """struct dynamos_edition_info"""
+
+    _fields_ = [
+        ("number", c.c_uint32),
+        ("flags", c.c_uint32),
+        ("start", c.c_uint64),
+        ("end", c.c_uint64),
+    ]
+
+
+class FunctionInfo(c.Structure):
+    """struct dynamos_function_info"""
+
+    _fields_ = [
+        ("size", c.c_uint32),
+        ("id", c.c_uint32),
+        ("state", c.c_uint32),
+        ("nr_editions", c.c_uint32),
+        ("address", c.c_uint64),
+        ("image_size", c.c_uint64),
+        ("site", c.c_uint64),
+        ("handler", c.c_uint64),
+        ("end", c.c_uint64),
+        ("original_bytes", c.c_uint8 * 8),
+        ("trampoline", c.c_uint8 * 8),
+        ("name", c.c_char * NAME_MAX),
+        ("update", c.c_char * UPDATE_MAX),
+        ("editions", EditionInfo * EDITIONS_MAX),
+    ]
+
+
+class Culprit(c.Structure):
+    """struct dynamos_culprit"""
+
+    _fields_ = [
+        ("function", c.c_uint32),
+        ("pid", c.c_int32),
+        ("address", c.c_uint64),
+        ("found", c.c_uint8 * 8),
+        ("comm", c.c_char * COMM_MAX),
+    ]
+
+
+class Switch(c.Structure):
+    """struct dynamos_switch"""
+
+    _fields_ = [
+        ("size", c.c_uint32),
+        ("count", c.c_uint32),
+        ("ids", c.c_uint64),
+        ("stop_ns", c.c_uint64),
+        ("tasks", c.c_uint32),
+        ("reserved", c.c_uint32),
+        ("culprit", Culprit),
+    ]
+
+
+class Range(c.Structure):
+    """struct dynamos_range"""
+
+    _fields_ = [("start", c.c_uint64), ("end", c.c_uint64)]
+
+
+class Holder(c.Structure):
+    """struct dynamos_holder"""
+
+    _fields_ = [
+        ("pid", c.c_int32),
+        ("tgid", c.c_int32),
+        ("address", c.c_uint64),
+        ("range", c.c_uint32),
+        ("words", c.c_uint32),
+        ("comm", c.c_char * COMM_MAX),
+    ]
+
+
+class Stacks(c.Structure):
+    """struct dynamos_stacks"""
+
+    _fields_ = [
+        ("size", c.c_uint32),
+        ("nr_ranges", c.c_uint32),
+        ("ranges", c.c_uint64),
+        ("holders", c.c_uint64),
+        ("max_holders", c.c_uint32),
+        ("nr_holders", c.c_uint32),
+        ("tasks", c.c_uint32),
+        ("reserved", c.c_uint32),
+        ("words", c.c_uint64),
+        ("stop_ns", c.c_uint64),
+    ]
+
+
+class Retire(c.Structure):
+    """struct dynamos_retire"""
+
+    _fields_ = [
+        ("size", c.c_uint32),
+        ("tasks", c.c_uint32),
+        ("update", c.c_char * UPDATE_MAX),
+        ("culprit", Culprit),
+    ]
+
+
+_IOC_TYPE = 0xD7
+_WRITE, _READ = 1, 2
+
+
+def _ioc(direction: int, number: int, struct: type[c.Structure]) -> int:
+    """Return an ioctl number, as _IOC() of asm-generic/ioctl.h makes it."""
+    return direction << 30 | c.sizeof(struct) << 16 | _IOC_TYPE << 8 | number
+
+
+IOC_INFO = _ioc(_READ | _WRITE, 0, Info)
+IOC_MAPS = _ioc(_WRITE, 1, Maps)
+IOC_FUNCTION = _ioc(_READ | _WRITE, 2, FunctionInfo)
+IOC_ACTIVATE = _ioc(_READ | _WRITE, 3, Switch)
+IOC_DEACTIVATE = _ioc(_READ | _WRITE, 4, Switch)
+IOC_STACKS = _ioc(_READ | _WRITE, 5, Stacks)
+IOC_RETIRE = _ioc(_READ | _WRITE, 6, Retire)
