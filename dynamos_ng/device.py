@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 from dynamos_ng import uapi
 from dynamos_ng.errors import Busy, DynamosError, KernelRefused, MissingTool
@@ -88,7 +89,7 @@ class Device:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Device:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -100,7 +101,7 @@ class Device:
         """Make the call and return 0 or its errno; the module fills the structure in either way."""
         struct.size = ctypes.sizeof(struct)
         try:
-            fcntl.ioctl(self._fd, number, struct)  # type: ignore[call-overload]
+            fcntl.ioctl(self._fd, number, struct)
         except OSError as error:
             return error.errno or errno.EIO
         return 0
@@ -172,7 +173,7 @@ class Device:
         `Holder.address` is the word nearest the top of the stack; names are left to the caller.
         """
         ordered = sorted(ranges)
-        packed = (uapi.Range * len(ordered))(*ordered)
+        packed = (uapi.Range * len(ordered))(*(uapi.Range(*ends) for ends in ordered))
         room = (uapi.Holder * max_holders)()
         raw = uapi.Stacks(
             nr_ranges=len(ordered),
