@@ -4,9 +4,14 @@
  * stack pointer to its stack's end is taken for a return address. It needs no
  * frame pointers and no unwinder, and it never misses a caller; at worst it
  * takes a stale word for one.
+ *
+ * Tracers move return addresses off the stack: kretprobes into a list of the
+ * task, the function graph tracer into a stack of its own. Both are read too.
  */
 #include <linux/bsearch.h>
+#include <linux/ftrace.h>
 #include <linux/module.h>
+#include <linux/rethook.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task_stack.h>
 #include <linux/stop_machine.h>
@@ -87,7 +92,63 @@ static unsigned long stack_pointer(struct task_struct *task)
 	return arch_saved_sp(task);
 }
 
-/* Return: true if the scan is to end. */
+/* Each of these returns true if the scan is to end. */
+
+static bool scan_word(struct stack_scan *scan, struct task_struct *task,
+		      unsigned long word)
+{
+	scan->words++;
+	return word >= scan->lo && word < scan->hi &&
+	       scan->seen(scan, task, word);
+}
+
+static bool scan_words(struct stack_scan *scan, struct task_struct *task,
+		       unsigned long start, unsigned long end)
+{
+	unsigned long at;
+
+	for (at = ALIGN_DOWN(start, sizeof(long)); at < end; at += sizeof(long))
+		if (scan_word(scan, task, READ_ONCE_NOCHECK(*(unsigned long *)at)))
+			return true;
+	return false;
+}
+
+#ifdef CONFIG_RETHOOK
+static bool scan_kretprobes(struct stack_scan *scan, struct task_struct *task)
+{
+	struct llist_node *node;
+
+	for (node = task->rethooks.first; node; node = node->next) {
+		struct rethook_node *hook =
+			container_of(node, struct rethook_node, llist);
+
+		if (scan_word(scan, task, hook->ret_addr))
+			return true;
+	}
+	return false;
+}
+#else
+#error "kretprobes keep return addresses where this file does not look"
+#endif
+
+#ifdef CONFIG_FUNCTION_GRAPH_TRACER
+static bool scan_graph(struct stack_scan *scan, struct task_struct *task)
+{
+	unsigned long start = (unsigned long)task->ret_stack;
+	int used = task->curr_ret_stack + 1;
+
+	if (!start || used <= 0)
+		return false;
+	return scan_words(scan, task, start,
+			  start + used * sizeof(*task->ret_stack));
+}
+#else
+static bool scan_graph(struct stack_scan *scan, struct task_struct *task)
+{
+	return false;
+}
+#endif
+
 static bool scan_task(struct stack_scan *scan, struct task_struct *task)
 {
 	unsigned long low = (unsigned long)task_stack_page(task);
@@ -101,15 +162,8 @@ static bool scan_task(struct stack_scan *scan, struct task_struct *task)
 	if (sp < low || sp > end)
 		sp = low;
 	scan->tasks++;
-	for (sp = ALIGN_DOWN(sp, sizeof(long)); sp < end; sp += sizeof(long)) {
-		unsigned long word = READ_ONCE_NOCHECK(*(unsigned long *)sp);
-
-		scan->words++;
-		if (word >= scan->lo && word < scan->hi &&
-		    scan->seen(scan, task, word))
-			return true;
-	}
-	return false;
+	return scan_words(scan, task, sp, end) || scan_kretprobes(scan, task) ||
+	       scan_graph(scan, task);
 }
 
 /**

@@ -1,0 +1,165 @@
+"""update.toml: which functions an update changes, and which editions it brings."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynamos_ng import uapi
+from dynamos_ng.errors import UsageError
+
+FILE = "update.toml"
+NAME = re.compile(r"[a-z][a-z0-9_-]*")
+#: The kernel takes module names of up to 55 bytes; ours begin with PREFIX.
+NAME_MAX = 40
+PREFIX = "dynamos_"
+
+
+@dataclass(frozen=True)
+class FunctionChange:
+    """One function: its 1-based position among symbols of the same name (0: the name must be unique)."""
+
+    name: str
+    position: int = 0
+    editions: tuple[int, ...] = ()
+
+    def symbol(self, edition: int) -> str:
+        """Return the C name of an edition."""
+        return f"{self.name}_v{edition}"
+
+
+@dataclass(frozen=True)
+class Description:
+    """An update as its author wrote it; `symbols` gives positions of ambiguous kernel symbols."""
+
+    name: str
+    folder: Path
+    sources: tuple[Path, ...]
+    functions: tuple[FunctionChange, ...]
+    symbols: Mapping[str, int] = field(default_factory=dict)
+    summary: str = ""
+
+    @property
+    def module(self) -> str:
+        """Return the name of the kernel module that the update becomes."""
+        return module_name(self.name)
+
+
+def module_name(update: str) -> str:
+    """Return the kernel module's name for an update's name; `-` and `_` are the same."""
+    plain = update.replace("-", "_")
+    return plain if plain.startswith(PREFIX) else PREFIX + plain
+
+
+def update_name(module: str) -> str:
+    """Return an update's name for its kernel module's name."""
+    return module.removeprefix(PREFIX)
+
+
+def read(folder: Path) -> Description:
+    """Read and check FOLDER/update.toml; UsageError names file, key and what would be right."""
+    path = folder / FILE
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; an update is a folder with {FILE} and C sources") from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    return parse(table, folder)
+
+
+def parse(table: Mapping[str, Any], folder: Path) -> Description:
+    """Check the table of FOLDER/update.toml and return its values."""
+    check = _Checker(folder / FILE)
+    check.keys(table, {"name", "summary", "sources", "function", "symbols"}, "")
+    name = check.text(table, "name", folder.name)
+    if not NAME.fullmatch(name) or len(name) > NAME_MAX:
+        check.fail("name", f"{name!r} must be lower-case letters, digits, - and _, at most {NAME_MAX} of them")
+    functions = check.tables(table, "function")
+    if not functions:
+        check.fail("function", "an update needs at least one [[function]] table")
+    changes = tuple(_change(check, entry, index) for index, entry in enumerate(functions, 1))
+    seen: set[tuple[str, int]] = set()
+    for change in changes:
+        if (change.name, change.position) in seen:
+            check.fail("function", f"{change.name} stands twice")
+        seen.add((change.name, change.position))
+    sources = check.texts(table, "sources", sorted(file.name for file in folder.glob("*.c")))
+    for source in sources:
+        if not source.endswith(".c") or "/" in source or not (folder / source).is_file():
+            check.fail("sources", f"{source!r} is not a C file in this folder")
+    wanted = [change.symbol(edition) for change in changes for edition in change.editions]
+    if wanted and not sources:
+        check.fail("sources", f"edition {wanted[0]} needs a C source, and the folder has none")
+    symbols = check.table(table, "symbols")
+    for symbol in symbols:
+        check.number(symbols, symbol, 1, 1, 10_000)
+    return Description(
+        name, folder, tuple(folder / source for source in sources), changes, dict(symbols),
+        check.text(table, "summary", ""),
+    )  # fmt: skip
+
+
+def _change(check: _Checker, entry: Mapping[str, Any], index: int) -> FunctionChange:
+    where = f"function {index}: "
+    check.keys(entry, {"name", "position", "editions"}, where)
+    name = check.text(entry, "name", "")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", name) or len(name) >= uapi.NAME_MAX:
+        check.fail(f"{where}name", f"{name!r} is not the name of a kernel function")
+    editions = entry.get("editions", [])
+    last = uapi.EDITIONS_MAX - 1
+    if not isinstance(editions, list) or not all(type(n) is int and 2 <= n <= last for n in editions):
+        check.fail(f"{where}editions", f"a list of numbers from 2 to {last} (1 is the original)")
+    if len(set(editions)) != len(editions):
+        check.fail(f"{where}editions", "a number stands twice")
+    return FunctionChange(name, check.number(entry, "position", 0, 1, 10_000), tuple(sorted(editions)))
+
+
+class _Checker:
+    """Reads keys of one kind each, and fails with the file's name and the key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def fail(self, key: str, reason: str) -> None:
+        raise UsageError(f"{self.path}: {key}: {reason}")
+
+    def keys(self, table: Mapping[str, Any], known: set[str], where: str) -> None:
+        for key in table:
+            if key not in known:
+                self.fail(f"{where}{key}", f"unknown key; known are {', '.join(sorted(known))}")
+
+    def text(self, table: Mapping[str, Any], key: str, default: str) -> str:
+        value = table.get(key, default)
+        if not isinstance(value, str):
+            self.fail(key, "must be a text in quotes")
+        return str(value)
+
+    def texts(self, table: Mapping[str, Any], key: str, default: list[str]) -> list[str]:
+        value = table.get(key, default)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            self.fail(key, "must be a list of texts in quotes")
+        return list(value)
+
+    def number(self, table: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
+        value = table.get(key, default)
+        if type(value) is not int or (key in table and not low <= value <= high):
+            self.fail(key, f"must be a number from {low} to {high}")
+        return int(value)
+
+    def table(self, table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        value = table.get(key, {})
+        if not isinstance(value, dict):
+            self.fail(key, f"must be a table: [{key}]")
+        return dict(value)
+
+    def tables(self, table: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+        value = table.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            self.fail(key, f"must be tables: [[{key}]]")
+        return list(value)
