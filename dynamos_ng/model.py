@@ -9,16 +9,21 @@ from dynamos_ng.errors import Refusal
 
 __all__ = [
     "CallCounts",
+    "Change",
     "Edition",
     "EditionUse",
     "Function",
     "FunctionState",
+    "FunctionStatus",
     "Holder",
+    "Policy",
     "Quiescence",
     "Refusal",
+    "Snapshot",
     "StackWalk",
     "Switch",
     "Update",
+    "UpdateStatus",
 ]
 
 
@@ -167,3 +172,54 @@ class Quiescence:
     def quiescent(self) -> bool:
         """Return whether neither counters nor stacks show anybody inside."""
         return not self.walk.found and all(use.in_flight == 0 for use in self.uses)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a change did: measured before and after it; the time in its stop is in nanoseconds."""
+
+    verb: str
+    update: str
+    state: FunctionState
+    before: tuple[Quiescence, ...]
+    after: tuple[Quiescence, ...]
+    stop_ns: int
+
+
+@dataclass(frozen=True)
+class FunctionStatus:
+    """A function, its use counters, its row of the editions map, and what the probes counted, if any watch it."""
+
+    function: Function
+    uses: tuple[EditionUse, ...]
+    row: bytes
+    probes: CallCounts | None
+
+
+@dataclass(frozen=True)
+class UpdateStatus:
+    """An update and its functions, as a table shows them."""
+
+    name: str
+    state: FunctionState
+    functions: tuple[FunctionStatus, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that is to be seen at one moment."""
+
+    updates: tuple[UpdateStatus, ...]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The policy in force: class by PID, class by program name, and editions by function and class.
+
+    `processes` pairs PID and class, `rules` program name and class; a row has one byte (the edition; 0 is v1)
+    for each class.
+    """
+
+    processes: tuple[tuple[int, int], ...]
+    rules: tuple[tuple[str, int], ...]
+    rows: tuple[tuple[str, bytes], ...]

@@ -1,0 +1,189 @@
+"""dynamos: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamos_ng import __version__, control
+from dynamos_ng.build.description import FILE
+from dynamos_ng.build.update import build
+from dynamos_ng.cli import tables
+from dynamos_ng.errors import DynamosError, UsageError
+
+EXITS = """\
+exit status: 0 done; 1 refused or failed, nothing was changed; 2 wrong usage; 3 no daemon answers;
+             lab: the command's own status, 124 timeout, 125 the guest died"""
+
+
+def _class(text: str) -> int:
+    """Parse a policy class for argparse."""
+    value = int(text)
+    if not 0 <= value <= 255:
+        raise argparse.ArgumentTypeError(f"{value} is not a policy class: 0 to 255")
+    return value
+
+
+def _show(options: argparse.Namespace, result: Any, render: Callable[[Any], None]) -> int:
+    """Print a result as JSON or as a table."""
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        render(result)
+    return 0
+
+
+def _build(options: argparse.Namespace) -> int:
+    module = build(options.folder, options.output or Path.cwd())
+    return _show(options, {"module": str(module)}, lambda result: print(result["module"]))
+
+
+def _load(options: argparse.Namespace) -> int:
+    path: Path = options.update
+    if path.is_dir() or (path / FILE).exists():
+        path = build(path, options.output or Path.cwd())
+    elif not path.exists() and not path.suffix:
+        path = path.with_name(path.name.replace("-", "_") + ".ko")
+    if not path.exists():
+        raise UsageError(f"{options.update}: neither a module file nor an update's folder")
+    result = control.call("load", path=str(path.resolve()), watch=not options.no_probes)
+    return _show(options, result, tables.loaded)
+
+
+def _unload(options: argparse.Namespace) -> int:
+    if options.all == bool(options.update):
+        raise UsageError("unload: give one update's name, or --all")
+    names = [options.update]
+    if options.all:
+        names = [update["name"] for update in control.call("status")["updates"]]
+    wait = None if options.wait else options.timeout
+    results = [control.call("unload", name=name, wait=wait) for name in names]
+    return _show(options, results, lambda changes: [tables.change(change) for change in changes] and None)
+
+
+def _activate(options: argparse.Namespace) -> int:
+    result = control.call(
+        "activate", name=options.update, edition=options.edition, classes=options.policy_class
+    )
+    return _show(options, result, tables.change)
+
+
+def _deactivate(options: argparse.Namespace) -> int:
+    return _show(options, control.call("deactivate", name=options.update), tables.change)
+
+
+def _status(options: argparse.Namespace) -> int:
+    return _show(options, control.call("status"), tables.status)
+
+
+def _quiescence(options: argparse.Namespace) -> int:
+    result = control.call("quiescence", function=options.function, seconds=options.seconds)
+    return _show(options, result, lambda value: tables.quiescence([value]))
+
+
+def _policy_show(options: argparse.Namespace) -> int:
+    return _show(options, control.call("policy_show"), tables.policy)
+
+
+def _policy_set(options: argparse.Namespace) -> int:
+    chosen = options.policy_class
+    if options.function is not None:
+        if options.edition is None:
+            raise UsageError("policy set --function: --edition is missing")
+        control.call("policy_edition", function=options.function, policy_class=chosen, edition=options.edition)
+    elif chosen is None:
+        raise UsageError("policy set: --class is missing")
+    elif options.pid is not None:
+        control.call("policy_process", pid=options.pid, policy_class=chosen)
+    else:
+        control.call("policy_rule", comm=options.comm, policy_class=chosen)
+    return _policy_show(options)
+
+
+def _lab(options: argparse.Namespace) -> int:
+    from dynamos_ng import lab
+
+    return lab.main(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        "dynamos",
+        description="Change running kernel functions, one edition per process.",
+        epilog=EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, to: Any = verbs
+    ) -> argparse.ArgumentParser:
+        one: argparse.ArgumentParser = to.add_parser(name, help=text, description=text)
+        one.set_defaults(run=run)
+        one.add_argument("--json", action="store_true", help="print JSON")
+        return one
+
+    one = verb("build", _build, "compile an update's folder against the running kernel")
+    one.add_argument("folder", type=Path)
+    one.add_argument("--output", type=Path, metavar="DIR", help="where the module goes (default: here)")
+
+    one = verb("load", _load, "load an update; nothing is redirected yet")
+    one.add_argument("update", type=Path, help="a module file, or an update's folder, which is built first")
+    one.add_argument("--output", type=Path, metavar="DIR", help="where a built module goes (default: here)")
+    one.add_argument("--no-probes", action="store_true", help="do not count the originals' calls with bcc")
+
+    one = verb("unload", _unload, "take an update back: deactivate, wait for quiescence, free its code")
+    one.add_argument("update", nargs="?")
+    one.add_argument("--all", action="store_true", help="every loaded update")
+    one.add_argument("--wait", action="store_true", help="keep trying until it succeeds")
+    one.add_argument("--timeout", type=float, default=5.0, metavar="S", help="give up after S seconds (5)")
+
+    one = verb("activate", _activate, "redirect all functions of an update in one stop")
+    one.add_argument("update")
+    one.add_argument("--edition", type=int, metavar="N", help="which edition (default: each one's newest)")
+    one.add_argument("--class", dest="policy_class", type=_class, action="append", metavar="C",
+                     help="only for processes of this policy class; may be repeated")  # fmt: skip
+
+    one = verb("deactivate", _deactivate, "give an update's functions back to their originals")
+    one.add_argument("update")
+
+    verb("status", _status, "show updates, functions, editions and their use")
+
+    one = verb("quiescence", _quiescence, "who is inside a function: counters, probes, stacks")
+    one.add_argument("function")
+    one.add_argument("--seconds", type=float, default=1.0, help="how long to sample stacks (1)")
+
+    policy = verbs.add_parser("policy", help="which process gets which edition").add_subparsers(
+        metavar="WHAT", required=True
+    )
+    verb("show", _policy_show, "show classes, rules and editions", policy)
+    one = verb("set", _policy_set, "put a process, a program name or a function into a class", policy)
+    what = one.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pid", type=int, help="a running process: until it execs or exits; children inherit")
+    what.add_argument("--comm", help="every program of this name from its next exec on; class 0 ends the rule")
+    what.add_argument("--function", help="with --edition: what a class, or without --class all of them, get")
+    one.add_argument("--class", dest="policy_class", type=_class, metavar="C", help="policy class, 0 to 255")
+    one.add_argument("--edition", type=int, metavar="N")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors go to stderr as ``dynamos: …`` and become the exit status."""
+    options = parser().parse_args(argv)
+    try:
+        return int(options.run(options))
+    except DynamosError as error:
+        print(f"dynamos: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,160 @@
+"""Results as tables that fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WORDS = {"loaded": "[disabled]", "redirected": "[enabled]", "draining": "[disabling...]"}
+COLOURS = {"loaded": "", "redirected": "green", "draining": "yellow"}
+
+console = Console(highlight=False)
+
+
+def _table(*columns: str, title: str = "") -> Table:
+    """Return an empty table; columns whose name begins with # hold numbers."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
+    return table
+
+
+def state(word: str) -> Text:
+    """Return a state as kpatch's users know it."""
+    return Text(WORDS[word], style=COLOURS[word])
+
+
+def _in_flight(use: dict[str, Any]) -> int:
+    return int(use["entered"]) - int(use["exited"])
+
+
+def loaded(update: dict[str, Any]) -> None:
+    """Show what a load brought."""
+    names = ", ".join(function["name"] for function in update["functions"])
+    console.print(f"loaded {update['name']}: {names}", markup=False)
+
+
+def status(snapshot: dict[str, Any]) -> None:
+    """Show updates, functions, editions and their use."""
+    if not snapshot["updates"]:
+        console.print("no update is loaded")
+        return
+    table = _table("update", "state", "function", "edition", "#entered", "#exited", "#in flight", "classes")
+    for update in snapshot["updates"]:
+        first: list[Any] = [update["name"], state(update["state"])]
+        for status in update["functions"]:
+            name = status["function"]["name"]
+            chosen = _classes_by_edition(bytes.fromhex(status["row"]))
+            for use in status["uses"]:
+                number = use["number"]
+                table.add_row(
+                    *first, name, f"v{number}", str(use["entered"]), str(use["exited"]),
+                    str(_in_flight(use)), chosen.get(number, "-"),
+                )  # fmt: skip
+                first, name = ["", ""], ""
+    console.print(table)
+
+
+def _classes_by_edition(row: bytes) -> dict[int, str]:
+    """Return, for each edition of a row, its classes as a text like ``0,2-255``."""
+    chosen: dict[int, list[int]] = {}
+    for policy_class, edition in enumerate(row):
+        chosen.setdefault(edition or 1, []).append(policy_class)
+    return {edition: _spans(classes) for edition, classes in chosen.items()}
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as spans; `all` for every class."""
+    if len(numbers) == 256:
+        return "all"
+    spans = []
+    for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        span = [number for _, number in run]
+        spans.append(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}")
+    return ",".join(spans)
+
+
+def change(result: dict[str, Any]) -> None:
+    """Show what a change did, measured before and after."""
+    word = WORDS[result["state"]] if result["verb"] != "unload" else "[unloaded]"
+    stop = int(result["stop_ns"])
+    line = f"{result['verb']} {result['update']}: {word}"
+    console.print(line + (f", {stop / 1000:.0f} µs in the stop" if stop else ""), markup=False)
+    measures = [("before", value) for value in result["before"]] + [("after", value) for value in result["after"]]
+    table = _table("", "function", "edition", "#entered", "#exited", "#in flight", "#stacks", "bcc calls/returns")
+    for when, value in measures:
+        _quiescence_rows(table, when, value)
+    console.print(table)
+
+
+def _quiescence_rows(table: Table, when: str, value: dict[str, Any]) -> None:
+    """Add one function's rows: the original first, then each edition."""
+    holders = value["walk"]["holders"]
+    probes = value["probes"]
+    counted = "-"
+    if probes:
+        counted = f"{probes['entries']}/{probes['exits']}"
+        if probes["missed"]:
+            counted += f" ({probes['missed']} missed)"
+    sleeping = sum(1 for holder in holders if holder["edition"] == 0)
+    table.add_row(when, value["function"], "original", "-", "-", "-", str(sleeping), counted)
+    for use in value["uses"]:
+        inside = sum(1 for holder in holders if holder["edition"] == use["number"])
+        table.add_row(
+            "", "", f"v{use['number']}", str(use["entered"]), str(use["exited"]),
+            str(_in_flight(use)), str(inside), "",
+        )  # fmt: skip
+
+
+def quiescence(values: Iterable[dict[str, Any]]) -> None:
+    """Show what counters, probes and stacks say of functions, and who is inside."""
+    for value in values:
+        table = _table("", "function", "edition", "#entered", "#exited", "#in flight", "#stacks",
+                       "bcc calls/returns")  # fmt: skip
+        _quiescence_rows(table, "", value)
+        console.print(table)
+        walk = value["walk"]
+        busy = walk["found"] or any(_in_flight(use) for use in value["uses"])
+        verdict = Text("in use", style="yellow") if busy else Text("quiescent", style="green")
+        console.print(
+            Text(f"{value['function']}: ") + verdict
+            + Text(f"; {walk['tasks']} stacks read, {int(walk['stop_ns']) / 1000:.0f} µs in the stop")
+        )  # fmt: skip
+        if value["samples"] is not None:
+            console.print(f"sampled stacks with a frame inside: {value['samples']}")
+        holders_table(walk["holders"])
+
+
+def holders_table(holders: Sequence[dict[str, Any]]) -> None:
+    """Show the tasks that are inside, with the innermost frames of their stacks."""
+    if not holders:
+        return
+    table = _table("#TID", "comm", "inside", "sleeps in")
+    for holder in holders:
+        edition = f"v{holder['edition']}" if holder["edition"] else "original"
+        frames = [frame.split("+")[0] for frame in holder["stack"][:3]]
+        table.add_row(str(holder["pid"]), holder["comm"], edition, " < ".join(frames))
+    console.print(table)
+
+
+def policy(value: dict[str, Any]) -> None:
+    """Show classes by process and by program, and editions by class."""
+    table = _table("who", "#class", title="classes")
+    for pid, policy_class in value["processes"]:
+        table.add_row(f"PID {pid}", str(policy_class))
+    for comm, policy_class in value["rules"]:
+        table.add_row(f"exec of {comm}", str(policy_class))
+    table.add_row("every other process", "0")
+    console.print(table)
+    if value["rows"]:
+        table = _table("function", "edition", "classes", title="editions")
+        for name, row in value["rows"]:
+            for edition, classes in sorted(_classes_by_edition(bytes.fromhex(row)).items()):
+                table.add_row(name, f"v{edition}", classes)
+                name = ""
+        console.print(table)

@@ -1,0 +1,185 @@
+"""dynamosd: one process that holds the probes and answers on a Unix socket.
+
+A request is one line of JSON, ``{"verb": …, "arguments": {…}}``; the answer is one line, either
+``{"result": …}`` or ``{"error": text, "exit": status}``. One thread serves each connection, so that `status`
+answers while a removal waits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamos_ng import __version__
+from dynamos_ng.control import RUN, SOCKET
+from dynamos_ng.errors import DynamosError, UsageError
+from dynamos_ng.manager import Manager
+from dynamos_ng.wire import plain
+
+log = logging.getLogger("dynamosd")
+
+REQUEST_MAX = 1 << 20
+
+
+class Verbs:
+    """What clients may ask for: one method per verb, named arguments, plain values back."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def __call__(self, verb: str, arguments: Mapping[str, Any]) -> Any:
+        """Carry out a verb; UsageError when there is none such or its arguments do not fit."""
+        method: Callable[..., Any] | None = getattr(self, f"do_{verb}", None)
+        if method is None:
+            raise UsageError(f"{verb}: the daemon knows no such verb; it is version {__version__}")
+        try:
+            return plain(method(**arguments))
+        except TypeError as error:
+            if error.__traceback__ and error.__traceback__.tb_next:
+                raise
+            raise UsageError(f"{verb}: {error}") from None
+
+    def do_ping(self) -> dict[str, Any]:
+        return {"version": __version__, "pid": os.getpid()}
+
+    def do_load(self, path: str, watch: bool = True) -> Any:
+        return self._manager.load(Path(path), watch=watch)
+
+    def do_unload(self, name: str, wait: float | None = None) -> Any:
+        return self._manager.unload(name, wait=wait)
+
+    def do_activate(self, name: str, edition: int | None = None, classes: list[int] | None = None) -> Any:
+        return self._manager.activate(name, edition=edition, classes=classes)
+
+    def do_deactivate(self, name: str) -> Any:
+        return self._manager.deactivate(name)
+
+    def do_status(self) -> Any:
+        return self._manager.status()
+
+    def do_quiescence(self, function: str, seconds: float = 0.0) -> Any:
+        return self._manager.quiescence(function, seconds)
+
+    def do_policy_show(self) -> Any:
+        return self._manager.policy()
+
+    def do_policy_process(self, pid: int, policy_class: int) -> Any:
+        return self._manager.set_process_class(pid, policy_class)
+
+    def do_policy_rule(self, comm: str, policy_class: int) -> Any:
+        return self._manager.set_rule(comm, policy_class)
+
+    def do_policy_edition(self, function: str, policy_class: int | None, edition: int) -> Any:
+        return self._manager.set_edition(function, policy_class, edition)
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    server: _Server
+
+    def handle(self) -> None:
+        while line := self.rfile.readline(REQUEST_MAX):
+            answer = self.server.answer(line)
+            try:
+                self.wfile.write(json.dumps(answer).encode() + b"\n")
+            except BrokenPipeError:  # the client left; what it asked for is done all the same
+                return
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+    def __init__(self, path: Path, verbs: Verbs) -> None:
+        self._verbs = verbs
+        super().__init__(str(path), _Handler)
+
+    def answer(self, line: bytes) -> dict[str, Any]:
+        """Return the answer to one request line; no request can end the daemon."""
+        try:
+            request = json.loads(line)
+            verb, arguments = str(request["verb"]), dict(request.get("arguments", {}))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {"error": "malformed request", "exit": UsageError.exit_code}
+        try:
+            result = self._verbs(verb, arguments)
+        except DynamosError as error:
+            log.info("%s refused: %s", verb, str(error).splitlines()[0])
+            return {"error": str(error), "exit": error.exit_code}
+        except Exception:
+            log.exception("%s failed", verb)
+            return {"error": f"{verb}: an internal error; see dynamosd's log", "exit": 1}
+        if verb not in {"ping", "status", "quiescence", "policy_show"}:
+            log.info("%s %s", verb, " ".join(f"{key}={value}" for key, value in arguments.items()))
+        return {"result": result}
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the lock that makes this the only daemon; it goes with the process, however it ends."""
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DynamosError(f"another dynamosd is running (it holds {folder}/lock)") from None
+        yield
+
+
+def serve(path: Path, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT; redirections and policy stay in force afterwards."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with _only_one(path.parent), contextlib.closing(Manager()) as manager:
+        path.unlink(missing_ok=True)
+        old = os.umask(0o177)  # the socket is root's alone from its first moment
+        server = _Server(path, Verbs(manager))
+        os.umask(old)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        functions = manager.functions()
+        log.info("ready on %s; %d functions are loaded", path, len(functions))
+        ready()
+        stop.wait()
+        server.shutdown()
+        path.unlink(missing_ok=True)
+
+
+def _notify() -> None:
+    """Tell a service manager that asked for it that the daemon is ready (sd_notify's protocol)."""
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon in the foreground."""
+    parser = argparse.ArgumentParser("dynamosd", description=__doc__.splitlines()[0])
+    parser.add_argument("--socket", type=Path, default=SOCKET, help=f"control socket (default {SOCKET})")
+    parser.add_argument("--version", action="version", version=__version__)
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    if os.geteuid():
+        print("dynamosd: root is needed", file=sys.stderr)
+        return 1
+    RUN.mkdir(mode=0o755, exist_ok=True)
+    try:
+        serve(options.socket, _notify)
+    except DynamosError as error:
+        print(f"dynamosd: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

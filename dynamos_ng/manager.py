@@ -1,0 +1,351 @@
+"""The only place that changes a kernel: updates in and out, trampolines on and off, policy.
+
+The kernel's own state is the truth. A manager that starts where another died finds everything there: the updates
+and their functions in dynamos.ko, the policy in the pinned maps, the classification in pinned BPF links.
+
+Each change is decided first, measured before and after, and carries its undo beside it.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from dynamos_ng import bpfmaps, host, modules, probes, uapi
+from dynamos_ng.build import dynamos_ko
+from dynamos_ng.build.description import module_name, update_name
+from dynamos_ng.device import Device
+from dynamos_ng.errors import Busy, DynamosError, KernelRefused, UsageError
+from dynamos_ng.image import Kernel
+from dynamos_ng.model import (
+    Change,
+    EditionUse,
+    Function,
+    FunctionState,
+    FunctionStatus,
+    Holder,
+    Policy,
+    Quiescence,
+    Snapshot,
+    StackWalk,
+    Update,
+    UpdateStatus,
+)
+from dynamos_ng.policy import Rule, check_class
+
+#: How long a removal waits for quiescence unless told otherwise (the paper's section 4.2).
+REMOVAL_SECONDS = 5.0
+#: How often, and how far apart, a stop is tried again when a task stands inside the bytes to be overwritten.
+STOP_TRIES = 40
+STOP_PAUSE = 0.05
+
+T = TypeVar("T")
+
+
+class Manager:
+    """Owns the device, the maps and the probes of one kernel. Methods may be called from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._undo = ExitStack()
+        with ExitStack() as undo:
+            dynamos_ko.ensure_loaded()
+            self._device = undo.enter_context(Device())
+            info = self._device.info()
+            self._maps = undo.enter_context(bpfmaps.open_maps(info.map_ids))
+            self._device.set_maps(*self._maps.fds)
+            probes.ensure_classification()
+            self._probes = undo.enter_context(probes.Probes())
+            self._undo = undo.pop_all()
+
+    def close(self) -> None:
+        """Detach what this process measures with. Redirections, policy and classification stay in force."""
+        self._undo.close()
+
+    # Looking
+
+    def functions(self) -> tuple[Function, ...]:
+        """Return every function that a loaded update has registered."""
+        return self._device.functions()
+
+    def updates(self) -> tuple[Update, ...]:
+        """Return every loaded update."""
+        by_module: dict[str, list[Function]] = {}
+        for function in self.functions():
+            by_module.setdefault(function.update, []).append(function)
+        return tuple(Update(update_name(m), m, tuple(f)) for m, f in by_module.items())
+
+    def update(self, name: str) -> Update:
+        """Return a loaded update by its name, its module's name or its file's name."""
+        module = module_name(Path(name).name.removesuffix(".ko"))
+        for update in self.updates():
+            if update.module == module:
+                return update
+        known = ", ".join(update.name for update in self.updates()) or "none"
+        raise UsageError(f"{name}: no such update is loaded; loaded: {known}")
+
+    def function(self, name: str) -> Function:
+        """Return a registered function by its name, the redirected one where several updates have it."""
+        found = [function for function in self.functions() if function.name == name]
+        if not found:
+            raise UsageError(f"{name}: no loaded update has this function; see 'dynamos status'")
+        return max(found, key=lambda function: (function.state is FunctionState.REDIRECTED, function.id))
+
+    def uses(self, function: Function) -> tuple[EditionUse, ...]:
+        """Return the use counters of each edition."""
+        return tuple(
+            EditionUse(edition.number, *self._maps.use(function.id, edition.number))
+            for edition in function.editions
+        )
+
+    def status(self) -> Snapshot:
+        """Return everything that a table or a dashboard shows."""
+        counts = self._probes.counts()
+        return Snapshot(
+            updates=tuple(
+                UpdateStatus(
+                    update.name,
+                    update.state,
+                    tuple(
+                        FunctionStatus(
+                            function, self.uses(function), self._maps.row(function.id), counts.get(function.name)
+                        )
+                        for function in update.functions
+                    ),
+                )
+                for update in self.updates()
+            ),
+        )
+
+    def walk(self, functions: Iterable[Function], *, originals: bool = False) -> StackWalk:
+        """Walk all stacks for addresses inside the functions' editions; edition 0 is the original's own image."""
+        ranges: list[tuple[int, int, str, int]] = []
+        for function in functions:
+            if originals:
+                ranges.append((function.address, function.address + function.size, function.name, 0))
+            low = function.handler
+            for edition in sorted(function.editions, key=lambda edition: edition.start):
+                ranges.append((low, edition.end, function.name, edition.number))
+                low = edition.end
+        ranges = sorted(set(ranges))
+        walk = self._device.stacks([(start, end) for start, end, _, _ in ranges])
+        return replace(walk, holders=tuple(_placed(holder, ranges) for holder in walk.holders))
+
+    def quiescence(self, name: str, seconds: float = 0.0) -> Quiescence:
+        """Ask all three sources about a function; with `seconds`, sample stacks for so long.
+
+        A function that no update has is measured in its original image alone.
+        """
+        try:
+            function = self.function(name)
+        except UsageError:
+            symbol = Kernel.live().function(name)
+            function = Function(
+                -1, name, "", FunctionState.LOADED, symbol.address, symbol.size, 0, 0, 0, b"", b"", ()
+            )
+        self._probes.watch([name])
+        samples = None
+        if seconds > 0:
+            ranges = [(function.address, function.address + function.size)]
+            if function.editions:
+                ranges.append((function.handler, function.end))
+            samples = self._probes.sample(ranges, seconds)
+        return self._measure(function, samples)
+
+    def _measure(self, function: Function, samples: int | None = None) -> Quiescence:
+        walk = self.walk([function], originals=True)
+        return Quiescence(
+            function.name,
+            function.state,
+            self.uses(function),
+            replace(walk, holders=tuple(host.described(walk.holders))),
+            self._probes.counts().get(function.name),
+            samples,
+        )
+
+    # Changing
+
+    def load(self, path: Path, *, watch: bool = True) -> Update:
+        """Load an update module; nothing is redirected yet. Loading a loaded one again is a no-op."""
+        with self._lock:
+            name = modules.modinfo(path).get("name", path.stem)
+            if not any(update.module == name for update in self.updates()):
+                modules.load(path)
+            update = self.update(name)
+            if watch:
+                self._probes.watch([function.name for function in update.functions])
+            return update
+
+    def activate(
+        self, name: str, *, edition: int | None = None, classes: Sequence[int] | None = None
+    ) -> Change:
+        """Redirect all functions of an update in one stop.
+
+        Processes of the given policy classes get `edition` (each function's newest unless told), others v1;
+        without classes, all get it. Before the stop nobody sees the change, after it everybody does.
+        """
+        with self._lock:
+            update = self.update(name)
+            rows: dict[int, bytes] = {}
+            for function in update.functions:
+                chosen = function.newest if edition is None else edition
+                _check_edition(function, chosen)
+                rows[function.id] = _row(chosen, classes)
+            before = tuple(self._measure(function) for function in update.functions)
+            old = {number: self._maps.row(number) for number in rows}
+            for number, row in rows.items():
+                self._maps.set_row(number, row)
+            try:
+                switch = _insist(lambda: self._device.activate(update.functions))
+            except DynamosError:
+                for number, row in old.items():
+                    self._maps.set_row(number, row)
+                raise
+            return self._changed("activate", update, before, switch.stop_ns)
+
+    def deactivate(self, name: str) -> Change:
+        """Give all functions of an update back to their originals in one stop.
+
+        Calls that are inside an edition finish there; `unload` waits for them.
+        """
+        with self._lock:
+            update = self.update(name)
+            before = tuple(self._measure(function) for function in update.functions)
+            switch = _insist(lambda: self._device.deactivate(update.functions))
+            return self._changed("deactivate", update, before, switch.stop_ns)
+
+    def _changed(self, verb: str, update: Update, before: tuple[Quiescence, ...], stop_ns: int) -> Change:
+        update = self.update(update.name)
+        after = tuple(self._measure(function) for function in update.functions)
+        return Change(verb, update.name, update.state, before, after, stop_ns)
+
+    def unload(self, name: str, *, wait: float | None = REMOVAL_SECONDS) -> Change:
+        """Deactivate an update, wait until nothing can be running it, and free its code.
+
+        If it is still in use after `wait` seconds (None: as long as it takes), it is left as it was found,
+        redirected or not, and Busy names the tasks in it.
+        """
+        with self._lock:
+            update = self.update(name)
+            before = tuple(self._measure(function) for function in update.functions)
+            active = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
+            stop_ns = 0
+            if active:
+                stop_ns = _insist(lambda: self._device.deactivate(active)).stop_ns
+        deadline = None if wait is None else time.monotonic() + wait
+        while True:
+            try:
+                self._device.retire(update.module)
+                break
+            except Busy:
+                if deadline is not None and time.monotonic() >= deadline:
+                    with self._lock:
+                        walk = self.walk(update.functions)
+                        if active:
+                            _insist(lambda: self._device.activate(active))
+                    raise Busy(_held(update, walk, wait or 0.0, bool(active))) from None
+                time.sleep(0.1)
+        with self._lock:
+            self._probes.unwatch([function.name for function in update.functions])
+            modules.unload(update.module)
+            return Change("unload", update.name, FunctionState.LOADED, before, (), stop_ns)
+
+    # Policy
+
+    def set_process_class(self, pid: int, policy_class: int) -> None:
+        """Put a running process into a policy class until it execs or exits; its children inherit."""
+        check_class(policy_class)
+        host.check_process(pid)
+        self._maps.set_class(pid, policy_class)
+        try:
+            host.check_process(pid)
+        except UsageError:  # it exited in between, and its PID must not keep the class
+            self._maps.set_class(pid, 0)
+            raise
+
+    def set_rule(self, comm: str, policy_class: int) -> None:
+        """From now on, give processes that exec a program of this name the class; 0 takes the rule away."""
+        rule = Rule(comm, policy_class)
+        self._maps.set_rule(rule.comm, rule.policy_class)
+
+    def set_edition(self, function_name: str, policy_class: int | None, edition: int) -> None:
+        """Choose the edition of a function for one policy class, or for all (None)."""
+        with self._lock:
+            function = self.function(function_name)
+            _check_edition(function, edition)
+            row = bytearray(self._maps.row(function.id))
+            if policy_class is None:
+                row[:] = bytes([edition]) * uapi.CLASSES
+            else:
+                check_class(policy_class)
+                row[policy_class] = edition
+            self._maps.set_row(function.id, bytes(row))
+
+    def policy(self) -> Policy:
+        """Return the processes that have a class, the exec rules, and each function's edition by class."""
+        return Policy(
+            processes=tuple(self._maps.classified()),
+            rules=tuple(self._maps.rules()),
+            rows=tuple((function.name, self._maps.row(function.id)) for function in self.functions()),
+        )
+
+
+def _row(edition: int, classes: Sequence[int] | None) -> bytes:
+    """Return a function's row of the editions map: one byte for each policy class."""
+    if classes is None:
+        return bytes([edition]) * uapi.CLASSES
+    row = bytearray(b"\1" * uapi.CLASSES)
+    for policy_class in classes:
+        check_class(policy_class)
+        row[policy_class] = edition
+    return bytes(row)
+
+
+def _check_edition(function: Function, edition: int) -> None:
+    numbers = [e.number for e in function.editions]
+    if edition not in numbers:
+        have = ", ".join(f"v{number}" for number in numbers)
+        raise UsageError(f"{function.name}: update {update_name(function.update)} has no edition {edition}; it has {have}")
+
+
+def _insist(attempt: Callable[[], T]) -> T:
+    """Try a stop again while a task happens to stand inside the bytes to be overwritten."""
+    for _ in range(STOP_TRIES - 1):
+        try:
+            return attempt()
+        except KernelRefused as error:
+            if error.errno != errno.EAGAIN:
+                raise
+        time.sleep(STOP_PAUSE)
+    return attempt()
+
+
+def _placed(holder: Holder, ranges: Sequence[tuple[int, int, str, int]]) -> Holder:
+    for start, end, name, edition in ranges:
+        if start <= holder.address < end:
+            return replace(holder, function=name, edition=edition)
+    return holder
+
+
+def _held(update: Update, walk: StackWalk, wait: float, active: bool) -> str:
+    """Say who is in the way of a removal, and what is true now."""
+    lines = [
+        f"unload {update.name}: still in use after {wait:g} s; "
+        + ("it stays active" if active else "it stays loaded")
+        + "; wait longer with --wait"
+    ]
+    for holder in host.described(walk.holders):
+        lines.append(
+            f"  TID {holder.pid} ({holder.comm}, PID {holder.tgid}) sleeps in "
+            f"{holder.function} v{holder.edition} at {holder.address:#x}"
+        )
+        lines += [f"    {frame}" for frame in holder.stack]
+    if not walk.holders:
+        lines.append("  no stack shows it any more: a call ended just now; try again")
+    return "\n".join(lines)
