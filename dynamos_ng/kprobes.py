@@ -1,0 +1,94 @@
+"""Kprobe events in tracefs: defined, counted and taken away; what runs at them is attached by probes.py.
+
+Definitions outlive the process that made them (what it attached does not, so they are then at rest). They carry
+its PID in their names, and `sweep` takes away those of processes that are gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from dynamos_ng.errors import MissingTool
+
+GROUP = "dynamos"
+#: The most instances of a kretprobe that the kernel takes (KRETPROBE_MAXACTIVE_MAX).
+MAXACTIVE_MAX = 4096
+
+_NAME = re.compile(rf":{GROUP}/(\w*?_(\d+)_\d+_\d+) ")
+
+
+def tracefs() -> Path:
+    """Return where tracefs is mounted."""
+    for path in (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing")):
+        if (path / "kprobe_events").exists():
+            return path
+    raise MissingTool("no kprobe events in tracefs: mount -t tracefs tracefs /sys/kernel/tracing")
+
+
+def _command(text: str) -> None:
+    # O_APPEND: without it the kernel takes all definitions away first, other people's too.
+    fd = os.open(tracefs() / "kprobe_events", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def define_entry(event: str, place: str) -> int:
+    """Define an event at the entry of a function (symbol, MODULE:symbol or 0xADDRESS) and return its id."""
+    return _define("p", event, place)
+
+
+def define_return(event: str, place: str, maxactive: int) -> int:
+    """Define an event at a function's returns; up to `maxactive` calls in progress are followed at one time."""
+    return _define(f"r{maxactive}", event, place)
+
+
+def _define(kind: str, event: str, place: str) -> int:
+    _command(f"{kind}:{GROUP}/{event} {place}")
+    return int((tracefs() / "events" / GROUP / event / "id").read_text())
+
+
+def remove(event: str) -> None:
+    """Take a definition away; nothing may be attached to it any more."""
+    with suppress(FileNotFoundError):
+        _command(f"-:{GROUP}/{event}")
+
+
+def sweep() -> None:
+    """Take away the definitions of processes that are gone."""
+    for line in (tracefs() / "kprobe_events").read_text().splitlines():
+        match = _NAME.search(line)
+        if match and not Path(f"/proc/{match[2]}").exists():
+            remove(match[1])
+
+
+def profile() -> dict[str, tuple[int, int]]:
+    """Return (hits, missed) of each event by name, of all groups."""
+    found = {}
+    for line in (tracefs() / "kprobe_profile").read_text().splitlines():
+        name, hits, missed = line.split()
+        found[name] = int(hits), int(missed)
+    return found
+
+
+def uses_breakpoint(place: str) -> bool:
+    """Return whether a defined probe would write into the function's own code, having no ftrace site to use."""
+    wanted = f" {place}+0x" if not place.startswith("0x") else place.removeprefix("0x").rjust(16, "0") + " "
+    lines = Path("/sys/kernel/debug/kprobes/list").read_text().splitlines()
+    return any(wanted in line and "[FTRACE]" not in line for line in lines)
+
+
+def why(error: OSError) -> str:
+    """Return in words why the kernel takes no probe at a place."""
+    return {
+        errno.ENOENT: "no such function in the kernel",
+        errno.EADDRNOTAVAIL: "several functions have this name: give its address",
+        errno.EINVAL: "the kernel allows no probes there",
+        errno.EILSEQ: "no instruction begins at this address",
+        errno.EBUSY: "another probe of the same name is in use",
+    }.get(error.errno or 0, error.strerror or str(error))

@@ -1,0 +1,484 @@
+"""bcc: classification in the kernel, calls of functions, sampled stacks, forks and execs. The only importer of bcc.
+
+Compiling is what costs (seconds), so each family of probes is compiled when it is first asked for, and the
+classification only when no working one is pinned.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import hashlib
+import importlib
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dynamos_ng import bpf, bpfmaps, kprobes
+from dynamos_ng.errors import KernelRefused, MissingTool
+from dynamos_ng.model import CallCounts
+
+SOURCES = Path(__file__).resolve().parent.parent / "bpf"
+
+#: How many functions one Probes can watch at one time.
+SLOTS = 1024
+#: How many different stacks the sampler has room for.
+STACKS = 16384
+#: Samples per second and CPU: not a divisor of timer ticks, so as not to march in step with them.
+HERTZ = 99
+
+_FORK, _EXEC, _EXIT = "sched_process_fork", "sched_process_exec", "sched_process_exit"
+#: Program and the pinned maps that it must use, by tracepoint.
+_CLASSIFIERS = {
+    _EXIT: ("on_exit", ("policy",)),
+    _FORK: ("on_fork", ("policy",)),
+    _EXEC: ("on_exec", ("policy", "rules")),
+}
+_PERF_SOFTWARE, _PERF_CPU_CLOCK = 1, 0
+
+
+def _bcc() -> Any:
+    try:
+        return importlib.import_module("bcc")
+    except ImportError:
+        raise MissingTool("bcc's Python module is not there: apt-get install python3-bpfcc") from None
+
+
+def _compile(source: str, **defines: str | int) -> Any:
+    """Compile one file of bpf/ and return bcc's object, to be given to `_release` at the end."""
+    bcc = _bcc()
+    flags = [f"-D{name}={value}" for name, value in defines.items()]
+    # Kernels from 6.12 on use anonymous members in headers that bcc 0.26 does not know.
+    flags += ["-fms-extensions", "-w"]
+    try:
+        return bcc.BPF(text=(SOURCES / source).read_bytes(), cflags=flags)
+    except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise
+        raise MissingTool(
+            f"bcc cannot compile {SOURCES / source}: {error}; are the headers of the running kernel installed? "
+            f"apt-get install linux-headers-{os.uname().release}"
+        ) from None
+
+
+def _release(module: Any) -> None:
+    """Detach and close everything of a bcc object, which otherwise lives as long as the process."""
+    atexit.unregister(module.cleanup)
+    module.cleanup()
+
+
+def _load(module: Any, name: str, kind: int) -> int:
+    """Load one program and return its descriptor, which the bcc object owns."""
+    try:
+        return int(module.load_func(name.encode(), kind).fd)
+    except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise
+        raise KernelRefused(f"BPF program {name}: {error}") from None
+
+
+def _table(module: Any, name: str) -> int:
+    """Return the descriptor of a map, which the bcc object owns."""
+    return int(module[name.encode()].map_fd)
+
+
+# Classification
+
+
+def _digest() -> str:
+    return hashlib.sha256((SOURCES / "classify.c").read_bytes()).hexdigest()[:12]
+
+
+def ensure_classification(directory: Path = bpfmaps.PIN_DIR) -> bool:
+    """See to it that fork, exec and exit keep up the policy map; return whether that was so already.
+
+    The programs' links are pinned beside the maps, under a name made of their source: a restarted daemon takes
+    them over as they are; one with other programs attaches its own before it takes the old ones away.
+    """
+    links = directory / f"classify-{_digest()}"
+    maps = {name: _map_id(directory / name) for name in ("policy", "rules")}
+    missing = [
+        tracepoint
+        for tracepoint, (_, used) in _CLASSIFIERS.items()
+        if not _answers(links / tracepoint, tracepoint, {maps[name] for name in used})
+    ]
+    if missing:
+        links.mkdir(mode=0o700, exist_ok=True)
+        module = _compile(
+            "classify.c",
+            POLICY_PIN=f'"{directory / "policy"}"',
+            RULES_PIN=f'"{directory / "rules"}"',
+        )
+        try:
+            for tracepoint in missing:
+                _attach_pinned(module, tracepoint, links / tracepoint)
+        finally:
+            _release(module)
+    for old in directory.glob("classify-*"):
+        if old != links:
+            for link in old.iterdir():
+                link.unlink()
+            old.rmdir()
+    return not missing
+
+
+def _map_id(path: Path) -> int:
+    fd = bpf.open_pin(path)
+    try:
+        return bpf.map_info(fd).id
+    finally:
+        os.close(fd)
+
+
+def _answers(path: Path, tracepoint: str, maps: set[int]) -> bool:
+    """Return whether a pinned link runs a program at this tracepoint that uses these maps."""
+    with ExitStack() as undo:
+        try:
+            link = bpf.open_pin(path)
+        except FileNotFoundError:
+            return False
+        undo.callback(os.close, link)
+        info = bpf.link_info(link) if bpf.is_link(link) else None
+        if info is None or info.tracepoint != tracepoint:
+            return False
+        program = bpf.program_by_id(info.program)
+        undo.callback(os.close, program)
+        return maps <= bpf.program_maps(program)
+
+
+def _attach_pinned(module: Any, tracepoint: str, path: Path) -> None:
+    program = _load(module, _CLASSIFIERS[tracepoint][0], _bcc().BPF.RAW_TRACEPOINT)
+    link = bpf.raw_tracepoint_open(tracepoint, program)
+    try:  # attached from here on: the pin of a link that does not answer can go
+        path.unlink(missing_ok=True)
+        bpf.pin(link, path)
+    finally:
+        os.close(link)
+
+
+# Values
+
+
+@dataclass(frozen=True)
+class Unwatchable:
+    """A function that cannot be probed, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A sampled kernel stack, innermost frame first, and how often it was seen."""
+
+    samples: int
+    frames: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Sampled kernel stacks since the sampler's start.
+
+    `found` counts those with a frame in the given ranges, by range; `stacks` are these, most frequent first.
+    `kernel`, `user` and `lost` count samples taken in kernel code, in user space, and not kept.
+    """
+
+    kernel: int
+    user: int
+    lost: int
+    found: tuple[int, ...]
+    stacks: tuple[Stack, ...]
+
+
+@dataclass(frozen=True)
+class ProcessEvent:
+    """A process that forked (kind "fork": `pid` is the new one, `parent` its creator), "exec" or "exit"."""
+
+    kind: str
+    pid: int
+    parent: int
+    comm: str
+
+
+#: struct event of bpf/events.c, and its kinds.
+_EVENT = struct.Struct("=III16s")
+_KINDS = ("fork", "exec", "exit")
+
+
+@dataclass(frozen=True)
+class _Watch:
+    slot: int
+    entry: str
+    exit: str
+    undo: ExitStack
+
+
+# Measuring
+
+
+class Probes:
+    """What this process measures with. Everything it attached is detached by `close`, or by its end.
+
+    Methods may be called from several threads.
+    """
+
+    _serial = 0
+
+    def __init__(self, maxactive: int = kprobes.MAXACTIVE_MAX) -> None:
+        """Attach nothing yet. `maxactive` calls in progress per function are followed to their return."""
+        self._lock = threading.RLock()
+        self._maxactive = maxactive
+        Probes._serial += 1
+        self._prefix = f"calls_{os.getpid()}_{Probes._serial}"
+        self._cpus = bpfmaps.possible_cpus()
+        self._undo = ExitStack()
+        self._watched: dict[str, _Watch] = {}
+        self._calls = -1
+        self._programs = (-1, -1)
+        self._sampler: Any = None
+        self._sampling: ExitStack | None = None
+        self._stream: Any = None
+        self._received: list[ProcessEvent] = []
+        kprobes.sweep()
+
+    def close(self) -> None:
+        """Detach everything."""
+        with self._lock:
+            self.unwatch(list(self._watched))
+            self.stop_sampler()
+            self._undo.close()
+            self._calls = -1
+            self._sampler = self._stream = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _module(self, source: str, **defines: str | int) -> Any:
+        module = _compile(source, **defines)
+        self._undo.callback(_release, module)
+        return module
+
+    # Calls
+
+    def watch(
+        self, functions: Iterable[str] | Mapping[str, int], *, breakpoints: bool = False
+    ) -> tuple[Unwatchable, ...]:
+        """Count entries and returns of functions from now on; return those where that cannot be done.
+
+        Give names, or addresses by name where a name is ambiguous. Watching a watched one again is a no-op.
+        Without an ftrace site a probe is a breakpoint in the function's own first bytes, just where its
+        trampoline goes: such a function is turned down unless `breakpoints` allows it (as for clones, which
+        get no trampoline).
+        """
+        refused = []
+        with self._lock:
+            if self._calls < 0:
+                module = self._module("calls.c", SLOTS=SLOTS)
+                kind = _bcc().BPF.KPROBE
+                self._programs = _load(module, "on_entry", kind), _load(module, "on_return", kind)
+                self._calls = _table(module, "calls")
+            for name in functions:
+                if name in self._watched:
+                    continue
+                place = f"{functions[name]:#x}" if isinstance(functions, Mapping) else name
+                try:
+                    self._watched[name] = self._attach(place, breakpoints)
+                except OSError as error:
+                    refused.append(Unwatchable(name, kprobes.why(error)))
+                except _Breakpoint:
+                    refused.append(
+                        Unwatchable(
+                            name, "it has no ftrace site: a probe would stand where the trampoline goes"
+                        )
+                    )
+        return tuple(refused)
+
+    def _attach(self, place: str, breakpoints: bool) -> _Watch:
+        used = {watch.slot for watch in self._watched.values()}
+        slot = next((slot for slot in range(SLOTS) if slot not in used), None)
+        if slot is None:
+            raise KernelRefused(f"probes: {SLOTS} functions are watched already; unwatch one first")
+        bpf.update(self._calls, struct.pack("=I", slot), bytes(16 * self._cpus))
+        entry, back = f"entry_{self._prefix}_{slot}", f"return_{self._prefix}_{slot}"
+        with ExitStack() as undo:
+            entry_id = kprobes.define_entry(entry, place)
+            undo.callback(kprobes.remove, entry)
+            if not breakpoints and kprobes.uses_breakpoint(place):
+                raise _Breakpoint
+            back_id = kprobes.define_return(back, place, self._maxactive)
+            undo.callback(kprobes.remove, back)
+            # Entries first: a call that begins between the two is then taken for one in progress for good;
+            # the other way round it would hide one that is.
+            for event_id, program in ((entry_id, self._programs[0]), (back_id, self._programs[1])):
+                perf, link = bpf.attach_to_trace_event(event_id, program, slot)
+                undo.callback(os.close, perf)
+                undo.callback(os.close, link)
+            return _Watch(slot, entry, back, undo.pop_all())
+
+    def unwatch(self, names: Iterable[str]) -> None:
+        """Detach from these functions and forget their counts; unknown names are passed over."""
+        with self._lock:
+            for name in names:
+                watch = self._watched.pop(name, None)
+                if watch is not None:
+                    watch.undo.close()
+
+    def counts(self) -> dict[str, CallCounts]:
+        """Return entries and returns of each watched function since it was watched.
+
+        A call that was in progress then is not seen at all, neither its entry nor its return. `missed` counts
+        entries and returns that bcc did not see: more calls in progress than `maxactive`, a probe hit inside
+        another one, or a program skipped because another one ran on that CPU. It may lag while calls go on.
+        """
+        with self._lock:
+            if not self._watched:
+                return {}
+            # The kernel's own hits are read before the programs' counts, which so can only be too high: what
+            # is left over was skipped.
+            profile = kprobes.profile()
+            found = {}
+            for name, watch in self._watched.items():
+                entries, exits = bpfmaps.pair_sums(self._calls, watch.slot, self._cpus)
+                missed = 0
+                for event, seen in ((watch.entry, entries), (watch.exit, exits)):
+                    hits, lost = profile.get(event, (0, 0))
+                    missed += lost + max(0, hits - seen)
+                found[name] = CallCounts(entries, exits, missed)
+            return found
+
+    # Stacks
+
+    def start_sampler(self) -> None:
+        """Sample the kernel stacks of all CPUs from now on, 99 times a second; earlier samples are forgotten."""
+        with self._lock:
+            if self._sampling is not None:
+                return
+            if self._sampler is None:
+                self._sampler = self._module("stacks.c", STACKS=STACKS)
+            for name in ("samples", "stacks"):  # bcc's own clear() passes over stack maps
+                table = _table(self._sampler, name)
+                while (key := bpf.next_key(table, None, 4)) is not None:
+                    bpf.delete(table, key)
+            bpf.update(_table(self._sampler, "totals"), bytes(4), bytes(24 * self._cpus))
+            with ExitStack() as undo:
+                self._sampler.attach_perf_event(
+                    ev_type=_PERF_SOFTWARE, ev_config=_PERF_CPU_CLOCK, fn_name=b"on_sample", sample_freq=HERTZ
+                )
+                undo.callback(
+                    self._sampler.detach_perf_event, ev_type=_PERF_SOFTWARE, ev_config=_PERF_CPU_CLOCK
+                )
+                self._sampling = undo.pop_all()
+
+    def stop_sampler(self) -> None:
+        """Stop sampling; what was sampled can still be read."""
+        with self._lock:
+            if self._sampling is not None:
+                self._sampling.close()
+                self._sampling = None
+
+    def samples(self, ranges: Sequence[tuple[int, int]]) -> Samples:
+        """Return what was sampled, and the stacks with a frame in [start, end) of one of the ranges."""
+        with self._lock:
+            if self._sampler is None:
+                return Samples(0, 0, 0, (0,) * len(ranges), ())
+            raw = bpf.lookup(_table(self._sampler, "totals"), bytes(4), 24 * self._cpus)
+            totals = struct.unpack(f"={3 * self._cpus}Q", raw)
+            found = [0] * len(ranges)
+            inside: list[tuple[int, tuple[int, ...]]] = []
+            table = self._sampler[b"stacks"]
+            for key, value in self._sampler[b"samples"].items():
+                frames = tuple(table.walk(key.value))
+                hits = [_frame_in(frames, start, end) for start, end in ranges]
+                for index, hit in enumerate(hits):
+                    found[index] += value.value if hit else 0
+                if any(hits):
+                    inside.append((int(value.value), frames))
+            return Samples(
+                kernel=sum(totals[0::3]),
+                user=sum(totals[1::3]),
+                lost=sum(totals[2::3]),
+                found=tuple(found),
+                stacks=tuple(_named(sorted(inside, reverse=True))),
+            )
+
+    def sample(self, ranges: Sequence[tuple[int, int]], seconds: float) -> int:
+        """Sample for so many seconds and return how many stacks had a frame in any of the ranges."""
+        self.start_sampler()
+        try:
+            time.sleep(seconds)
+        finally:
+            self.stop_sampler()
+        return sum(stack.samples for stack in self.samples(ranges).stacks)
+
+    # Events
+
+    def start_events(self) -> None:
+        """Receive forks, execs and exits of all processes from now on; fetch them with `events`."""
+        with self._lock:
+            if self._stream is not None:
+                return
+            module = self._module("events.c")
+
+            def receive(_context: Any, data: int, _size: int) -> None:
+                kind, pid, parent, comm = _EVENT.unpack(ctypes.string_at(data, _EVENT.size))
+                name = os.fsdecode(comm.split(b"\0", 1)[0])
+                self._received.append(ProcessEvent(_KINDS[kind], pid, parent, name))
+
+            module[b"events"].open_ring_buffer(receive)
+            for tracepoint, (program, _) in _CLASSIFIERS.items():
+                _load(module, program, _bcc().BPF.RAW_TRACEPOINT)
+                module.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=program.encode())
+            self._stream = module
+
+    def events(self) -> tuple[ProcessEvent, ...]:
+        """Return the events since the last call, in order."""
+        with self._lock:
+            if self._stream is None:
+                return ()
+            self._stream.ring_buffer_consume()
+            received, self._received = self._received, []
+            return tuple(received)
+
+    def events_lost(self) -> int:
+        """Return how many events found no room because they were not fetched in time."""
+        with self._lock:
+            if self._stream is None:
+                return 0
+            raw = bpf.lookup(_table(self._stream, "lost"), bytes(4), 8 * self._cpus)
+            return sum(struct.unpack(f"={self._cpus}Q", raw))
+
+
+class _Breakpoint(Exception):
+    """A probe at this place would be a breakpoint; never leaves this file."""
+
+
+def _frame_in(frames: Sequence[int], start: int, end: int) -> bool:
+    """Return whether a stack has a frame in a range.
+
+    All but the innermost are return addresses: of a call that is the last instruction, just past the end.
+    """
+    return any(start <= (frame - (1 if index else 0)) < end for index, frame in enumerate(frames))
+
+
+def _named(stacks: Iterable[tuple[int, tuple[int, ...]]]) -> Iterator[Stack]:
+    """Give frames their names, from a fresh reading of the symbols: updates come and go."""
+    bcc = _bcc()
+    symbols: Any = None
+    for samples, frames in stacks:
+        if symbols is None:
+            symbols = bcc.SymbolCache(-1)
+        named = []
+        for address in frames:
+            name, offset, _ = symbols.resolve(address, False)
+            named.append(f"{name.decode(errors='replace')}+{offset:#x}" if name else f"{address:#x}")
+        yield Stack(samples, tuple(named))
+    if symbols is not None:
+        bcc.lib.bcc_free_symcache(ctypes.c_void_p(symbols.cache), -1)
