@@ -63,7 +63,7 @@ def _unload(options: argparse.Namespace) -> int:
         names = [update["name"] for update in control.call("status")["updates"]]
     wait = None if options.wait else options.timeout
     results = [control.call("unload", name=name, wait=wait) for name in names]
-    return _show(options, results, lambda changes: [tables.change(change) for change in changes] and None)
+    return _show(options, results, tables.changes)
 
 
 def _activate(options: argparse.Namespace) -> int:

@@ -92,6 +92,12 @@ def change(result: dict[str, Any]) -> None:
     console.print(table)
 
 
+def changes(results: Iterable[dict[str, Any]]) -> None:
+    """Show several changes."""
+    for result in results:
+        change(result)
+
+
 def _quiescence_rows(table: Table, when: str, value: dict[str, Any]) -> None:
     """Add one function's rows: the original first, then each edition."""
     holders = value["walk"]["holders"]

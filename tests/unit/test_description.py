@@ -1,0 +1,69 @@
+"""update.toml: what is accepted, and that each mistake is told by file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dynamos_ng.build import description
+from dynamos_ng.errors import UsageError
+
+GOOD = """
+name = "cmdline"
+[[function]]
+name = "cmdline_proc_show"
+editions = [3, 2]
+"""
+
+
+def folder(tmp_path: Path, text: str, *sources: str) -> Path:
+    (tmp_path / description.FILE).write_text(text)
+    for source in sources:
+        (tmp_path / source).write_text("")
+    return tmp_path
+
+
+def test_a_description_names_module_sources_and_editions(tmp_path: Path) -> None:
+    found = description.read(folder(tmp_path, GOOD, "b.c", "a.c"))
+    assert found.module == "dynamos_cmdline"
+    assert [source.name for source in found.sources] == ["a.c", "b.c"]
+    assert found.functions == (description.FunctionChange("cmdline_proc_show", 0, (2, 3)),)
+    assert found.functions[0].symbol(2) == "cmdline_proc_show_v2"
+
+
+def test_dash_and_underscore_are_the_same() -> None:
+    assert description.module_name("two-words") == description.module_name("two_words") == "dynamos_two_words"
+    assert description.update_name("dynamos_two_words") == "two_words"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "remedy"),
+    [
+        ('name = "Bad Name"\n[[function]]\nname = "f"', "name", "lower-case"),
+        ('[[function]]\nname = "f"\nedition = [2]', "function 1: edition", "editions"),
+        ('[[function]]\nname = "f g"', "function 1: name", "kernel function"),
+        ('[[function]]\nname = "f"\neditions = [1]', "function 1: editions", "from 2"),
+        ('[[function]]\nname = "f"\neditions = [16]', "function 1: editions", "to 15"),
+        ('[[function]]\nname = "f"\neditions = [2, 2]', "function 1: editions", "twice"),
+        ('[[function]]\nname = "f"\neditions = [2]', "sources", "needs a C source"),
+        ('[[function]]\nname = "f"\n[[function]]\nname = "f"', "function", "twice"),
+        ('sources = ["../x.c"]\n[[function]]\nname = "f"', "sources", "not a C file"),
+        ('[[function]]\nname = "f"\nposition = 0', "position", "from 1"),
+        ('[[function]]\nname = "f"\n[symbols]\ng = "x"', "g", "number"),
+        ("name = 3", "name", "text"),
+        ("", "function", "at least one"),
+        ("name = [", "", ""),
+    ],
+)
+def test_each_mistake_names_file_and_key(tmp_path: Path, text: str, key: str, remedy: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        description.read(folder(tmp_path, text))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / description.FILE}: {key}")
+    assert remedy in message
+
+
+def test_a_folder_without_a_description_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file; an update is a folder"):
+        description.read(tmp_path)
