@@ -128,7 +128,8 @@ class Manager:
         ranges: list[tuple[int, int, str, int]] = []
         for function in functions:
             if originals:
-                ranges.append((function.address, function.address + function.size, function.name, 0))
+                # No call returns to a function's first byte; its address on a stack is a pointer to it.
+                ranges.append((function.address + 1, function.address + function.size, function.name, 0))
             low = function.handler
             for edition in sorted(function.editions, key=lambda edition: edition.start):
                 ranges.append((low, edition.end, function.name, edition.number))
