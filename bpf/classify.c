@@ -17,16 +17,25 @@
  * read it from task_struct. The byte is written whole, and only when it
  * changes: most systems have most processes in class 0.
  *
- * POLICY_PIN, RULES_PIN: paths of the maps, given by probes.py.
+ * probes.py gives POLICY_PIN and RULES_PIN, the paths of the maps, and TASK_PID,
+ * TASK_TGID, TASK_SIGNAL and SIGNAL_LIVE, offsets of members in the kernel's
+ * structures; without BTF to read those from, they come from the headers, which
+ * take twenty times as long to compile as all the rest.
  */
+#ifndef TASK_PID
 #include <linux/sched/signal.h>
+#define TASK_PID offsetof(struct task_struct, pid)
+#define TASK_TGID offsetof(struct task_struct, tgid)
+#define TASK_SIGNAL offsetof(struct task_struct, signal)
+#define SIGNAL_LIVE offsetof(struct signal_struct, live)
+#endif
 
 struct octet {
 	u8 class[8];
 };
 
 struct comm {
-	char name[TASK_COMM_LEN];
+	char name[16];
 };
 
 BPF_TABLE_PINNED("array", u32, struct octet, policy, 1, POLICY_PIN);
@@ -51,11 +60,11 @@ static __always_inline void set_class(u32 tgid, u8 class)
 
 int on_fork(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct task_struct *child = (struct task_struct *)ctx->args[1];
+	void *child = (void *)ctx->args[1];
 	u32 pid, tgid;
 
-	bpf_probe_read_kernel(&pid, sizeof(pid), &child->pid);
-	bpf_probe_read_kernel(&tgid, sizeof(tgid), &child->tgid);
+	bpf_probe_read_kernel(&pid, sizeof(pid), child + TASK_PID);
+	bpf_probe_read_kernel(&tgid, sizeof(tgid), child + TASK_TGID);
 	if (pid == tgid)	/* a thread has its process's class */
 		set_class(tgid, class_of(bpf_get_current_pid_tgid() >> 32));
 	return 0;
@@ -74,12 +83,12 @@ int on_exec(void *ctx)
 
 int on_exit(void *ctx)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct signal_struct *signal;
+	void *task = (void *)bpf_get_current_task();
+	void *signal;
 	int live;
 
-	bpf_probe_read_kernel(&signal, sizeof(signal), &task->signal);
-	bpf_probe_read_kernel(&live, sizeof(live), &signal->live);
+	bpf_probe_read_kernel(&signal, sizeof(signal), task + TASK_SIGNAL);
+	bpf_probe_read_kernel(&live, sizeof(live), signal + SIGNAL_LIVE);
 	if (live == 0)
 		set_class(bpf_get_current_pid_tgid() >> 32, 0);
 	return 0;

@@ -2,9 +2,15 @@
 /*
  * Forks, execs and exits of processes, for the daemon's log. Nothing depends on
  * them: the classes are kept up by classify.c. What the reader is too slow for is
- * counted as lost.
+ * counted as lost. TASK_PID and the like: see classify.c. PAGES: the room for events.
  */
+#ifndef TASK_PID
 #include <linux/sched/signal.h>
+#define TASK_PID offsetof(struct task_struct, pid)
+#define TASK_TGID offsetof(struct task_struct, tgid)
+#define TASK_SIGNAL offsetof(struct task_struct, signal)
+#define SIGNAL_LIVE offsetof(struct signal_struct, live)
+#endif
 
 enum { FORK, EXEC, EXIT };
 
@@ -12,10 +18,10 @@ struct event {
 	u32 kind;
 	u32 tgid;
 	u32 parent;	/* FORK: tgid of the creator */
-	char comm[TASK_COMM_LEN];
+	char comm[16];
 };
 
-BPF_RINGBUF_OUTPUT(events, 64);
+BPF_RINGBUF_OUTPUT(events, PAGES);
 BPF_PERCPU_ARRAY(lost, u64, 1);
 
 static __always_inline int put(u32 kind, u32 tgid, u32 parent)
@@ -30,11 +36,11 @@ static __always_inline int put(u32 kind, u32 tgid, u32 parent)
 
 int on_fork(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct task_struct *child = (struct task_struct *)ctx->args[1];
+	void *child = (void *)ctx->args[1];
 	u32 pid, tgid;
 
-	bpf_probe_read_kernel(&pid, sizeof(pid), &child->pid);
-	bpf_probe_read_kernel(&tgid, sizeof(tgid), &child->tgid);
+	bpf_probe_read_kernel(&pid, sizeof(pid), child + TASK_PID);
+	bpf_probe_read_kernel(&tgid, sizeof(tgid), child + TASK_TGID);
 	if (pid != tgid)
 		return 0;
 	return put(FORK, tgid, bpf_get_current_pid_tgid() >> 32);
@@ -47,11 +53,11 @@ int on_exec(void *ctx)
 
 int on_exit(void *ctx)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct signal_struct *signal;
+	void *task = (void *)bpf_get_current_task();
+	void *signal;
 	int live;
 
-	bpf_probe_read_kernel(&signal, sizeof(signal), &task->signal);
-	bpf_probe_read_kernel(&live, sizeof(live), &signal->live);
+	bpf_probe_read_kernel(&signal, sizeof(signal), task + TASK_SIGNAL);
+	bpf_probe_read_kernel(&live, sizeof(live), signal + SIGNAL_LIVE);
 	return live ? 0 : put(EXIT, bpf_get_current_pid_tgid() >> 32, 0);
 }

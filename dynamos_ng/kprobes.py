@@ -77,7 +77,7 @@ def profile() -> dict[str, tuple[int, int]]:
 
 
 def uses_breakpoint(place: str) -> bool:
-    """Return whether a defined probe would write into the function's own code, having no ftrace site to use."""
+    """Return whether a defined probe would write a breakpoint, there being no ftrace site to use."""
     wanted = f" {place}+0x" if not place.startswith("0x") else place.removeprefix("0x").rjust(16, "0") + " "
     lines = Path("/sys/kernel/debug/kprobes/list").read_text().splitlines()
     return any(wanted in line and "[FTRACE]" not in line for line in lines)
@@ -88,7 +88,7 @@ def why(error: OSError) -> str:
     return {
         errno.ENOENT: "no such function in the kernel",
         errno.EADDRNOTAVAIL: "several functions have this name: give its address",
-        errno.EINVAL: "the kernel allows no probes there",
+        errno.EINVAL: "the kernel allows no probes there: it is noinstr, or has no ftrace site",
         errno.EILSEQ: "no instruction begins at this address",
         errno.EBUSY: "another probe of the same name is in use",
     }.get(error.errno or 0, error.strerror or str(error))

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dynamos_ng import bpf, bpfmaps, kprobes
+from dynamos_ng import bpf, bpfmaps, btf, kprobes
 from dynamos_ng.errors import KernelRefused, MissingTool
 from dynamos_ng.model import CallCounts
 
@@ -85,6 +85,22 @@ def _table(module: Any, name: str) -> int:
     return int(module[name.encode()].map_fd)
 
 
+def _task_offsets(path: Path) -> dict[str, int]:
+    """Return as macros where the programs find things in a task; nothing when the kernel has no BTF to say so."""
+    try:
+        types = btf.Btf(path)
+    except OSError:
+        return {}
+    found = {
+        "TASK_PID": types.offset("task_struct", "pid"),
+        "TASK_TGID": types.offset("task_struct", "tgid"),
+        "TASK_SIGNAL": types.offset("task_struct", "signal"),
+        "SIGNAL_LIVE": types.offset("signal_struct", "live"),
+    }
+    certain = {name: offset for name, offset in found.items() if offset is not None}
+    return certain if len(certain) == len(found) else {}
+
+
 # Classification
 
 
@@ -92,11 +108,12 @@ def _digest() -> str:
     return hashlib.sha256((SOURCES / "classify.c").read_bytes()).hexdigest()[:12]
 
 
-def ensure_classification(directory: Path = bpfmaps.PIN_DIR) -> bool:
+def ensure_classification(directory: Path = bpfmaps.PIN_DIR, types: Path = btf.VMLINUX) -> bool:
     """See to it that fork, exec and exit keep up the policy map; return whether that was so already.
 
     The programs' links are pinned beside the maps, under a name made of their source: a restarted daemon takes
     them over as they are; one with other programs attaches its own before it takes the old ones away.
+    `types` is the kernel's BTF, which makes compiling quick.
     """
     links = directory / f"classify-{_digest()}"
     maps = {name: _map_id(directory / name) for name in ("policy", "rules")}
@@ -111,6 +128,7 @@ def ensure_classification(directory: Path = bpfmaps.PIN_DIR) -> bool:
             "classify.c",
             POLICY_PIN=f'"{directory / "policy"}"',
             RULES_PIN=f'"{directory / "rules"}"',
+            **_task_offsets(types),
         )
         try:
             for tracepoint in missing:
@@ -274,9 +292,9 @@ class Probes:
         """Count entries and returns of functions from now on; return those where that cannot be done.
 
         Give names, or addresses by name where a name is ambiguous. Watching a watched one again is a no-op.
-        Without an ftrace site a probe is a breakpoint in the function's own first bytes, just where its
-        trampoline goes: such a function is turned down unless `breakpoints` allows it (as for clones, which
-        get no trampoline).
+        A probe that cannot use an ftrace site is a breakpoint in the code itself, and in an original just where
+        the trampoline goes: it is turned down unless `breakpoints` allows it (as for clones, which get no
+        trampoline).
         """
         refused = []
         with self._lock:
@@ -294,11 +312,10 @@ class Probes:
                 except OSError as error:
                     refused.append(Unwatchable(name, kprobes.why(error)))
                 except _Breakpoint:
-                    refused.append(
-                        Unwatchable(
-                            name, "it has no ftrace site: a probe would stand where the trampoline goes"
-                        )
+                    reason = (
+                        "no ftrace site is there: a probe would be a breakpoint, where the trampoline goes"
                     )
+                    refused.append(Unwatchable(name, reason))
         return tuple(refused)
 
     def _attach(self, place: str, breakpoints: bool) -> _Watch:
@@ -420,12 +437,15 @@ class Probes:
 
     # Events
 
-    def start_events(self) -> None:
-        """Receive forks, execs and exits of all processes from now on; fetch them with `events`."""
+    def start_events(self, pages: int = 64) -> None:
+        """Receive forks, execs and exits of all processes from now on; fetch them with `events`.
+
+        There is room for about 100 events per page (a power of two) until they are fetched.
+        """
         with self._lock:
             if self._stream is not None:
                 return
-            module = self._module("events.c")
+            module = self._module("events.c", PAGES=pages, **_task_offsets(btf.VMLINUX))
 
             def receive(_context: Any, data: int, _size: int) -> None:
                 kind, pid, parent, comm = _EVENT.unpack(ctypes.string_at(data, _EVENT.size))
