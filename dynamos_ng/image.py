@@ -1,0 +1,445 @@
+"""The running kernel's image, read only: symbols, bytes, and the tables that point into its code.
+
+Two sources of bytes: /proc/kcore (`Kcore`), and a vmlinux ELF file (`Elf`), with a saved /proc/kallsyms for either.
+Tables are read when first asked for: a kernel in the lab is emulated, and an update touches few functions.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from dynamos_ng.errors import DynamosError, Refusal
+from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey, Symbol
+
+KALLSYMS = Path("/proc/kallsyms")
+KCORE = Path("/proc/kcore")
+BLACKLIST = Path("/sys/kernel/debug/kprobes/blacklist")
+
+#: Areas that must not be redirected, by the symbols around them. Code there runs before or after the kernel's
+#: per-CPU and RCU state is usable.
+_AREAS = (
+    ("__noinstr_text_start", "__noinstr_text_end", "noinstr code"),
+    ("__entry_text_start", "__entry_text_end", "entry code"),
+    ("__kprobes_text_start", "__kprobes_text_end", "code of the kprobes themselves"),
+    ("__static_call_text_start", "__static_call_text_end", "a static call trampoline"),
+    ("__indirect_thunk_start", "__indirect_thunk_end", "an indirect branch thunk"),
+)
+
+
+class ImageError(DynamosError):
+    """The kernel's image cannot be read; the message says what is in the way."""
+
+
+class Source(Protocol):
+    """Where bytes come from."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return SIZE bytes at virtual ADDRESS; ImageError if they are not all there."""
+        ...
+
+
+class _Segment(NamedTuple):
+    address: int
+    offset: int
+    size: int
+
+
+class _ElfFile:
+    """Bytes of an ELF file's load segments, by virtual address."""
+
+    def __init__(self, path: Path, missing: str) -> None:
+        self.path = path
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ImageError(f"{path}: {error.strerror}: {missing}") from None
+        header = os.pread(self._file, 64, 0)
+        if header[:5] != b"\x7fELF\x02":
+            raise ImageError(f"{path}: not a 64-bit ELF file: {missing}")
+        (table,) = struct.unpack_from("<Q", header, 32)
+        entry, count = struct.unpack_from("<HH", header, 54)
+        raw = os.pread(self._file, entry * count, table)
+        self._segments = []
+        for at in range(0, entry * count, entry):
+            kind, _flags, offset, address, _physical, size = struct.unpack_from("<IIQQQQ", raw, at)
+            if kind == 1:
+                self._segments.append(_Segment(address, offset, size))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return SIZE bytes at virtual ADDRESS; ImageError if the file does not hold them."""
+        for segment in self._segments:
+            if segment.address <= address and address + size <= segment.address + segment.size:
+                data = os.pread(self._file, size, segment.offset + address - segment.address)
+                while len(data) < size:
+                    at = segment.offset + address - segment.address + len(data)
+                    more = os.pread(self._file, size - len(data), at)
+                    if not more:
+                        break
+                    data += more
+                if len(data) == size:
+                    return data
+        raise ImageError(f"{self.path}: no {size} bytes at {address:#x}")
+
+
+class Kcore(_ElfFile):
+    """The running kernel's memory."""
+
+    def __init__(self, path: Path = KCORE) -> None:
+        super().__init__(path, "the kernel's memory can be read by root only, and not under lockdown")
+
+
+class Elf(_ElfFile):
+    """A vmlinux file, as it lies inside vmlinuz."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "a vmlinux ELF file is wanted")
+
+
+class Dump:
+    """Bytes saved from memory, beginning at a virtual address."""
+
+    def __init__(self, data: bytes, address: int) -> None:
+        self._data = data
+        self._address = address
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return SIZE bytes at virtual ADDRESS."""
+        at = address - self._address
+        if at < 0 or at + size > len(self._data):
+            raise ImageError(f"the dump holds no {size} bytes at {address:#x}")
+        return self._data[at : at + size]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A line of kallsyms."""
+
+    name: str
+    address: int
+    type: str
+    module: str
+
+
+class Symbols:
+    """The symbols of a kallsyms text."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text if text.endswith("\n") else text + "\n"
+        lines = self._text.split("\n")
+        lines.pop()
+        if not lines or len(lines[0]) < 20:
+            raise ImageError("kallsyms: no symbols of a 64-bit kernel")
+        raw = bytes.fromhex("".join([line[:16] for line in lines]))
+        addresses = array("Q", raw)
+        addresses.byteswap()
+        if not any(addresses):
+            raise ImageError("kallsyms: all addresses are zero: run as root (see kernel.kptr_restrict)")
+        order = sorted(range(len(lines)), key=addresses.__getitem__)
+        self._lines = lines
+        self._order = order
+        self._sorted = array("Q", [addresses[i] for i in order])
+
+    @classmethod
+    def live(cls) -> Symbols:
+        """Return the running kernel's symbols."""
+        try:
+            return cls(KALLSYMS.read_text())
+        except OSError as error:
+            raise ImageError(f"{KALLSYMS}: {error.strerror}") from None
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def _named(self, line: str) -> Named:
+        name, _, module = line[19:].partition("\t")
+        return Named(name, int(line[:16], 16), line[17], module[1:-1])
+
+    def find(self, name: str, module: str = "") -> list[Named]:
+        """Return the symbols of that name in the kernel proper or in a module, in kallsyms' order."""
+        text = self._text
+        wanted = f" {name}\t[{module}]" if module else f" {name}\n"
+        found = []
+        at = text.find(wanted)
+        while at >= 0:
+            start = text.rfind("\n", 0, at) + 1
+            if at == start + 18:
+                found.append(self._named(text[start : text.index("\n", at)]))
+            at = text.find(wanted, at + 1)
+        return found
+
+    def address(self, name: str) -> int | None:
+        """Return the address of a symbol of the kernel proper that exists once, else None."""
+        found = self.find(name)
+        return found[0].address if len(found) == 1 else None
+
+    def at(self, address: int) -> list[Named]:
+        """Return the symbols that stand exactly at ADDRESS."""
+        low, high = bisect_left(self._sorted, address), bisect_right(self._sorted, address)
+        return [self._named(self._lines[self._order[i]]) for i in range(low, high)]
+
+    def around(self, address: int) -> tuple[list[Named], int]:
+        """Return the symbols at the highest address not above ADDRESS, and the next higher symbol address."""
+        after = bisect_right(self._sorted, address)
+        if not after or after == len(self._sorted):
+            return [], 0
+        return self.at(self._sorted[after - 1]), self._sorted[after]
+
+    def code(self) -> list[Named]:
+        """Return all symbols of code type in the kernel proper, in order of address."""
+        return [
+            self._named(line)
+            for line in (self._lines[i] for i in self._order)
+            if line[17] in "tTwW" and "\t" not in line
+        ]
+
+
+class _Placed(Protocol):
+    @property
+    def address(self) -> int: ...
+
+
+_T = TypeVar("_T", bound=_Placed)
+
+
+class _Sorted(Generic[_T]):
+    """Table entries in order of their addresses."""
+
+    def __init__(self, entries: Iterable[_T]) -> None:
+        self._entries = sorted(entries, key=lambda entry: entry.address)
+        self._places = array("Q", [entry.address for entry in self._entries])
+
+    def within(self, start: int, end: int) -> list[_T]:
+        return self._entries[bisect_left(self._places, start) : bisect_left(self._places, end)]
+
+
+class Kernel:
+    """A kernel's code and tables, as the rewriter's `Kernel` protocol wants them."""
+
+    def __init__(self, symbols: Symbols, source: Source, blacklist: str = "") -> None:
+        self.symbols = symbols
+        self._source = source
+        self._blacklist_text = blacklist
+
+    @classmethod
+    def live(cls) -> Kernel:
+        """Return the running kernel; ImageError without root or without /proc/kcore."""
+        try:
+            blacklist = BLACKLIST.read_text()
+        except OSError as error:
+            raise ImageError(
+                f"{BLACKLIST}: {error.strerror}: the list of functions that must not be probed is needed; "
+                "run as root and mount debugfs: mount -t debugfs debugfs /sys/kernel/debug"
+            ) from None
+        return cls(Symbols.live(), Kcore(), blacklist)
+
+    @classmethod
+    def saved(cls, kallsyms: Path, source: Source, blacklist: Path | None = None) -> Kernel:
+        """Return a kernel whose kallsyms text was saved to a file."""
+        return cls(Symbols(kallsyms.read_text()), source, blacklist.read_text() if blacklist else "")
+
+    # symbols
+
+    def function(self, name: str, position: int | None = None) -> Symbol:
+        """Return the function of that name; POSITION counts from 1 in kallsyms' order where a name is ambiguous."""
+        found = [symbol for symbol in self.symbols.find(name) if symbol.type in "tTwW"]
+        found = [symbol for symbol in found if self.in_text(symbol.address)] or found
+        if not found:
+            raise Refusal(name, "no such function in the kernel's symbols", remedy=self._similar(name))
+        if position is None:
+            if len(found) > 1:
+                where = ", ".join(f"{i} = {symbol.address:#x}" for i, symbol in enumerate(found, 1))
+                raise Refusal(name, f"{len(found)} functions have this name", remedy=f"give a position: {where}")
+            position = 1
+        if not 1 <= position <= len(found):
+            raise Refusal(name, f"there is no position {position}", remedy=f"positions go from 1 to {len(found)}")
+        address = found[position - 1].address
+        return Symbol(name, address, self.symbols.around(address)[1] - address)
+
+    def _similar(self, name: str) -> str:
+        pattern = rf"^[0-9a-f]{{16}} [tTwW] (\S*{re.escape(name)}\S*)(?:\t\[\S*\])?$"
+        found = sorted({match.group(1) for match in re.finditer(pattern, self.symbols._text, re.MULTILINE)}, key=len)
+        return "similar: " + ", ".join(found[:5]) if found else "it may be inlined everywhere"
+
+    def containing(self, address: int) -> Symbol | None:
+        """Return the symbol that ADDRESS lies in, preferring code symbols among aliases."""
+        found, end = self.symbols.around(address)
+        if not found:
+            return None
+        best = next((symbol for symbol in found if symbol.type in "tTwW"), found[0])
+        return Symbol(best.name, best.address, end - best.address, best.module)
+
+    def names(self, address: int) -> tuple[str, ...]:
+        """Return all symbols that stand exactly at ADDRESS."""
+        return tuple(symbol.name for symbol in self.symbols.at(address))
+
+    def _address(self, name: str) -> int:
+        address = self.symbols.address(name)
+        if address is None:
+            raise ImageError(f"kallsyms: no symbol {name}")
+        return address
+
+    @cached_property
+    def _text(self) -> tuple[int, int]:
+        return self._address("_stext"), self._address("_etext")
+
+    def in_text(self, address: int) -> bool:
+        """Return whether ADDRESS lies in the kernel's own text (not in freed init code, not in a module)."""
+        start, end = self._text
+        return start <= address < end
+
+    @cached_property
+    def _forbidden(self) -> list[tuple[int, int, str]]:
+        areas = []
+        for first, last, words in _AREAS:
+            start, end = self.symbols.address(first), self.symbols.address(last)
+            if start is not None and end is not None:
+                areas.append((start, end, words))
+        for line in self._blacklist_text.splitlines():
+            bounds = line.split("\t")[0].split("-")
+            areas.append((int(bounds[0], 16), int(bounds[1], 16), "on the kernel's list of code not to be probed"))
+        return sorted(areas)
+
+    def forbidden(self, start: int, end: int) -> str:
+        """Return why code in the range must not be redirected, or ""."""
+        if not self.in_text(start):
+            return "not in the kernel's text (init code is freed after boot; modules are not supported)"
+        for low, high, words in self._forbidden:
+            if low < end and start < high:
+                return words
+        return ""
+
+    # bytes
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return SIZE bytes at ADDRESS."""
+        return self._source.read(address, size)
+
+    def return_thunks(self) -> frozenset[int]:
+        """Return where a jump counts as a return: the thunks in the kernel's text, and the one it chose."""
+        return self._return_thunks
+
+    @cached_property
+    def _return_thunks(self) -> frozenset[int]:
+        found: set[int] = set()
+        for name in re.findall(r"^[0-9a-f]{16} [tT] (\w*return_thunk)$", self.symbols._text, re.MULTILINE):
+            found.update(symbol.address for symbol in self.symbols.find(name) if symbol.type in "tT")
+        thunks = {address for address in found if self.in_text(address)}
+        chosen = self.symbols.address("x86_return_thunk")
+        if chosen is not None:
+            thunks.add(int.from_bytes(self.read(chosen, 8), "little"))
+        return frozenset(thunks)
+
+    # tables
+
+    def _table(self, start: str, stop: str) -> tuple[int, bytes]:
+        first, last = self.symbols.address(start), self.symbols.address(stop)
+        if first is None or last is None:
+            return 0, b""
+        return first, self.read(first, last - first)
+
+    @cached_property
+    def _orc_ips(self) -> tuple[int, array[int]]:
+        start, raw = self._table("__start_orc_unwind_ip", "__stop_orc_unwind_ip")
+        return start, array("i", raw)
+
+    def orc(self, start: int, end: int) -> list[tuple[int, bytes]]:
+        """Return unwind entries, the one in force at START first; [] for a kernel without ORC."""
+        base, offsets = self._orc_ips
+        entries = self.symbols.address("__start_orc_unwind")
+        if not offsets or entries is None:
+            return []
+
+        def place(i: int) -> int:
+            return base + 4 * i + offsets[i]
+
+        low = bisect_right(range(len(offsets)), start, key=place) - 1
+        high = bisect_left(range(len(offsets)), end, key=place)
+        if low < 0:
+            return []
+        raw = self.read(entries + 6 * low, 6 * (high - low))
+        return [(place(low + i), raw[6 * i : 6 * i + 6]) for i in range(high - low)]
+
+    @cached_property
+    def _fixups(self) -> _Sorted[Fixup]:
+        start, raw = self._table("__start___ex_table", "__stop___ex_table")
+        words = array("i", raw)
+        return _Sorted(
+            Fixup(start + 4 * i + words[i], start + 4 * (i + 1) + words[i + 1], words[i + 2])
+            for i in range(0, len(words), 3)
+        )
+
+    def fixups(self, start: int, end: int) -> list[Fixup]:
+        """Return exception table entries of instructions in the range."""
+        return self._fixups.within(start, end)
+
+    @cached_property
+    def _keys(self) -> tuple[array[int], array[int], bytes, int]:
+        start, raw = self._table("__start___jump_table", "__stop___jump_table")
+        codes = (word for (word,) in struct.iter_unpack("<i12x", raw))
+        places = array("Q", [start + 16 * i + word for i, word in enumerate(codes)])
+        order = array("I", sorted(range(len(places)), key=places.__getitem__))
+        return array("Q", [places[i] for i in order]), order, raw, start
+
+    def static_keys(self, start: int, end: int) -> list[StaticKey]:
+        """Return jump label sites in the range; each key's initial state is read from its own memory."""
+        places, order, raw, table = self._keys
+        found = []
+        for i in range(bisect_left(places, start), bisect_left(places, end)):
+            at = 16 * order[i]
+            _code, target, key = struct.unpack_from("<iiq", raw, at)
+            address = table + at + 8 + (key & ~3)
+            initially = self.read(address + 8, 1)[0] & 1
+            branch = key & 1
+            found.append(StaticKey(places[i], table + at + 4 + target, address, bool(branch), bool(initially ^ branch)))
+        return found
+
+    @cached_property
+    def _bugs(self) -> _Sorted[Bug]:
+        start, raw = self._table("__start___bug_table", "__stop___bug_table")
+        return _Sorted(
+            Bug(start + at + where, start + at + 4 + file, line, flags)
+            for at, (where, file, line, flags) in zip(
+                range(0, len(raw), 12), struct.iter_unpack("<iiHH", raw[: len(raw) // 12 * 12]), strict=True
+            )
+        )
+
+    def bugs(self, start: int, end: int) -> list[Bug]:
+        """Return bug table entries in the range."""
+        return self._bugs.within(start, end)
+
+    @cached_property
+    def _calls(self) -> _Sorted[StaticCall]:
+        start, raw = self._table("__start_static_call_sites", "__stop_static_call_sites")
+        return _Sorted(
+            StaticCall(start + at + where, start + at + 4 + (key & ~3), bool(key & 1))
+            for at, (where, key) in zip(range(0, len(raw), 8), struct.iter_unpack("<ii", raw), strict=True)
+        )
+
+    def static_calls(self, start: int, end: int) -> list[StaticCall]:
+        """Return static call sites in the range."""
+        return self._calls.within(start, end)
+
+    @cached_property
+    def _bare(self) -> array[int]:
+        flag = self.symbols.address("uniproc_patched")
+        if flag is None or not self.read(flag, 1)[0]:
+            return array("Q")
+        start, raw = self._table("__smp_locks", "__smp_locks_end")
+        return array("Q", sorted(start + 4 * i + word for i, word in enumerate(array("i", raw))))
+
+    def bare_locks(self, start: int, end: int) -> list[int]:
+        """Return lock prefixes in the range that the kernel has switched off while it runs on one CPU."""
+        return list(self._bare[bisect_left(self._bare, start) : bisect_left(self._bare, end)])

@@ -1,0 +1,360 @@
+"""Clone: the original's image, moved: reader and safety decide, the writer writes.
+
+`examine` gathers every fact and raises every `Refusal`; `write` only writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dynamos_ng.arch import x86_64 as arch
+from dynamos_ng.arch.x86_64 import Instruction, Kind
+from dynamos_ng.errors import Refusal
+from dynamos_ng.rewrite import reader, safety, writer
+from dynamos_ng.rewrite.kernel import Bug, Fixup, Kernel, StaticCall, StaticKey, Symbol
+from dynamos_ng.rewrite.reader import Body
+from dynamos_ng.rewrite.safety import Entry, SelfReference
+from dynamos_ng.rewrite.writer import Edition
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where a branch out of the function goes: an operand, and the register of an indirect branch thunk or ""."""
+
+    operand: str
+    register: str = ""
+
+
+@dataclass(frozen=True)
+class Original:
+    """A kernel function that can be redirected and cloned, with all that the kernel's tables say of it.
+
+    `unwind` holds the unwind entry that comes into force at an instruction; `ways` the outbound branches' targets.
+    """
+
+    symbol: Symbol
+    body: Body
+    entry: Entry
+    return_thunks: frozenset[int]
+    unwind: Mapping[int, bytes]
+    ways: Mapping[int, Way]
+    references: Mapping[int, SelfReference]
+    fixups: tuple[Fixup, ...]
+    keys: tuple[StaticKey, ...]
+    bugs: tuple[Bug, ...]
+    calls: tuple[StaticCall, ...]
+    locks: frozenset[int]
+
+    @property
+    def name(self) -> str:
+        """Return the function's name."""
+        return self.symbol.name
+
+    @property
+    def state(self) -> bytes | None:
+        """Return the unwind entry at the first instruction, None without ORC."""
+        return self.unwind.get(self.body.address)
+
+
+def examine(kernel: Kernel, symbol: Symbol) -> Original:
+    """Read and check a function; Refusal for whatever cannot be moved with certainty."""
+    safety.check_place(kernel, symbol)
+    body = reader.read(kernel, symbol)
+    place = safety.entry(kernel, symbol, body)
+    safety.check_instructions(body)
+    for part in body.parts[1:]:
+        safety.check_place(kernel, Symbol(part.name, part.address, part.size))
+    keys = _each(body, kernel.static_keys)
+    calls = _each(body, kernel.static_calls)
+    original = Original(
+        symbol=symbol,
+        body=body,
+        entry=place,
+        return_thunks=kernel.return_thunks(),
+        unwind=_unwind(kernel, body),
+        ways=_ways(kernel, body, place, {key.address for key in keys} | {call.address for call in calls}),
+        references=safety.self_references(body),
+        fixups=_each(body, kernel.fixups),
+        keys=keys,
+        bugs=_each(body, kernel.bugs),
+        calls=calls,
+        locks=frozenset(_each(body, kernel.bare_locks)),
+    )
+    _check_tables(original)
+    safety.check_tables(kernel, body)
+    return original
+
+
+_T = TypeVar("_T")
+
+
+def _each(body: Body, table: Callable[[int, int], list[_T]]) -> tuple[_T, ...]:
+    return tuple(entry for part in body.parts for entry in table(part.address, part.end))
+
+
+def _unwind(kernel: Kernel, body: Body) -> dict[int, bytes]:
+    """Return the unwind entries, one at each part's start and one wherever the state changes."""
+    changes: dict[int, bytes] = {}
+    for part in body.parts:
+        entries = kernel.orc(part.address, part.end)
+        if not entries:
+            continue
+        at = 0
+        before = None
+        for instruction in part.instructions:
+            while at + 1 < len(entries) and entries[at + 1][0] <= instruction.address:
+                at += 1
+            if entries[at][1] != before:
+                before = changes[instruction.address] = entries[at][1]
+    return changes
+
+
+def _ways(kernel: Kernel, body: Body, place: Entry, sites: set[int]) -> dict[int, Way]:
+    """Return where the branches out of the function go; patched sites are the tables' affair."""
+    thunks = kernel.return_thunks()
+    ways: dict[int, Way] = {}
+    for instruction in body.instructions:
+        target = instruction.target
+        if instruction.kind not in arch.DIRECT or target is None or instruction.address == place.ftrace:
+            continue
+        if target in ways or target in thunks or instruction.address in sites:
+            continue
+        if target == body.address:
+            ways[target] = Way(f"{target:#x}")
+            continue
+        if any(part.address <= target < part.limit for part in body.parts):
+            if target not in body.boundaries:
+                raise Refusal(
+                    body.name, f"branch to {target:#x}, where no instruction begins", address=instruction.address
+                )
+            continue
+        if instruction.kind is Kind.LOOP:
+            raise Refusal(body.name, "a short branch out of the function", address=instruction.address)
+        ways[target] = _way(kernel, body, instruction, target)
+    return ways
+
+
+def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> Way:
+    names = kernel.names(target)
+    registers = [register for register in map(writer.registers_of, names) if register]
+    if registers:
+        return Way(f"{target:#x}", registers[0])
+    symbol = kernel.containing(target)
+    if symbol is None or symbol.address != target:
+        where = f"{symbol.name}+{target - symbol.address:#x}" if symbol else "no symbol"
+        raise Refusal(
+            body.name, f"branch to {target:#x} ({where}), not the start of a function", address=instruction.address
+        )
+    return Way(f"{target:#x}")
+
+
+def _check_tables(original: Original) -> None:
+    """Refuse table entries that do not fit the code."""
+    body = original.body
+    starts = body.boundaries
+    for what, places in (
+        ("an exception table entry", [p for fixup in original.fixups for p in (fixup.address, fixup.fixup)]),
+        ("a static key", [p for key in original.keys for p in (key.address, key.target)]),
+        ("a bug table entry", [bug.address for bug in original.bugs]),
+        ("a static call", [call.address for call in original.calls]),
+    ):
+        for place in places:
+            if place not in starts:
+                raise Refusal(original.name, f"{what} points outside its instructions", address=place)
+
+
+#: Kinds whose bytes mean the same anywhere, unless a field or a table says otherwise.
+_FIXED = frozenset((Kind.PLAIN, Kind.NOP, Kind.CALL_INDIRECT, Kind.UNDEFINED, Kind.BREAKPOINT))
+
+
+def write(original: Original, edition: Edition) -> list[str]:
+    """Return the clone's code; its tables go to the edition's."""
+    return _Clone(original, edition).lines()
+
+
+class _Clone:
+    def __init__(self, original: Original, edition: Edition) -> None:
+        self.original = original
+        self.edition = edition
+        self.patched = {key.address for key in original.keys} | {call.address for call in original.calls}
+        self.patched.update(original.references)
+        if original.entry.ftrace is not None:
+            self.patched.add(original.entry.ftrace)
+        self.keys = {key.address: key for key in original.keys}
+        self.calls = {call.address: call for call in original.calls}
+        self.state = original.state
+        self.labels = self._labelled()
+
+    def _labelled(self) -> set[int]:
+        original = self.original
+        labels = set(original.unwind)
+        labels.update(i.target for i in original.body.instructions if i.target in original.body.boundaries)
+        labels.update(reference.target for reference in original.references.values())
+        for fixup in original.fixups:
+            labels.update((fixup.address, fixup.fixup))
+        for key in original.keys:
+            labels.update((key.address, key.target))
+        labels.update(bug.address for bug in original.bugs)
+        labels.update(call.address for call in original.calls)
+        if original.entry.ftrace is not None:
+            labels.add(original.entry.ftrace)
+        labels.add(original.body.address)
+        return labels
+
+    def lines(self) -> list[str]:
+        lines: list[str] = []
+        label = self.edition.label
+        unwind = self.original.unwind
+        state = self.state
+        for part in self.original.body.parts:
+            for instruction in part.instructions:
+                address = instruction.address
+                if address in self.labels:
+                    lines.append(f"{label(address)}:")
+                    if address in unwind:
+                        state = unwind[address]
+                        self.edition.tables.unwind(label(address), state)
+                if instruction.kind in _FIXED and not instruction.field and address not in self.patched:
+                    if address in self.original.locks:
+                        lines.append(writer.data(b"\xf0" + instruction.code[1:]))
+                    else:
+                        lines.append(writer.plain(instruction))
+                else:
+                    lines += self._placed(instruction, state)
+            if part.instructions[-1].kind is Kind.CALL:
+                lines.append("\tud2")
+        self._tables()
+        return lines
+
+    def _placed(self, instruction: Instruction, state: bytes | None) -> list[str]:
+        """Return an instruction whose meaning depends on its place."""
+        original, edition = self.original, self.edition
+        if instruction.address == original.entry.ftrace:
+            edition.tables.ftrace.append(f"\t.quad {edition.label(instruction.address)}")
+            return ["#ifdef CC_USING_NOP_MCOUNT", writer.data(arch.NOP5), "#else", "\tcall __fentry__", "#endif"]
+        if key := self.keys.get(instruction.address):
+            return self._static_key(instruction, key)
+        if instruction.address in self.calls:
+            return self._static_call(instruction, state)
+        if reference := original.references.get(instruction.address):
+            form = "R_X86_64_32S" if reference.width == 4 else "R_X86_64_64"
+            place = edition.label(reference.target)
+            return writer.patched(instruction, reference.offset, reference.width, form, place)
+        kind = instruction.kind
+        target = instruction.target
+        if kind is Kind.RETURN or (kind is Kind.JUMP and target in original.return_thunks):
+            safety.check_exit(original.name, instruction, state, self.state)
+            return [f"\tjmp {edition.exit}"]
+        if kind is Kind.JUMP_INDIRECT:
+            return self._indirect_tail(instruction, state)
+        if kind in arch.DIRECT and target is not None:
+            return self._direct(instruction, target, state)
+        if instruction.field and target is not None:
+            return writer.relative(instruction, self._operand(instruction, target))
+        return [writer.plain(instruction)]
+
+    def _operand(self, instruction: Instruction, target: int) -> str:
+        body = self.original.body
+        if target == body.address or not body.part(target):
+            return f"{target:#x}"
+        if target in body.boundaries and instruction.text.startswith("lea"):
+            return self.edition.label(target)
+        raise Refusal(
+            body.name, f"{instruction.text}: refers to {target:#x}, inside the function", address=instruction.address
+        )
+
+    def _direct(self, instruction: Instruction, target: int, state: bytes | None) -> list[str]:
+        original, edition = self.original, self.edition
+        kind = instruction.kind
+        inner = target in original.body.boundaries and (kind is not Kind.CALL or target != original.body.address)
+        if kind is Kind.CALL:
+            return [f"\tcall {edition.label(target) if inner else original.ways[target].operand}"]
+        if inner:
+            destination = edition.label(target)
+        else:
+            safety.check_exit(original.name, instruction, state, self.state)
+            if target in original.return_thunks:
+                destination = edition.exit
+            else:
+                way = original.ways[target]
+                destination = edition.tail([f"\tjmp {way.operand}"], way.register)
+        if kind is not Kind.LOOP:
+            return [f"\t{instruction.detail or 'jmp'} {destination}"]
+        here = f"{edition.label(instruction.address)}.short"
+        return [f"\t{instruction.detail} {here}", f"\tjmp {here}.not", f"{here}:", f"\tjmp {destination}", f"{here}.not:"]
+
+    def _indirect_tail(self, instruction: Instruction, state: bytes | None) -> list[str]:
+        original = self.original
+        safety.check_exit(original.name, instruction, state, self.state)
+        if instruction.detail in ("r10", "r11"):
+            register = instruction.detail
+        else:
+            register = "r11" if "%r11" in instruction.text else "r10"
+            if "%r10" in instruction.text and "%r11" in instruction.text and not self.edition.preserve:
+                raise Refusal(
+                    original.name, f"{instruction.text}: needs both free registers", address=instruction.address
+                )
+        if instruction.field and instruction.target is not None:
+            jump = writer.relative(instruction, f"{instruction.target:#x}")
+        else:
+            jump = [writer.plain(instruction)]
+        body = original.body.part(instruction.address)
+        assert body is not None
+        at = body.instructions.index(instruction)
+        if at and body.instructions[at - 1].text.startswith("lfence"):
+            jump = ["\tlfence", *jump]
+        return [f"\tjmp {self.edition.tail(jump, register)}"]
+
+    def _static_key(self, instruction: Instruction, key: StaticKey) -> list[str]:
+        """Return the site in its initial form, five bytes long; the loader brings it up to date."""
+        right = instruction.kind is Kind.NOP or (instruction.kind is Kind.JUMP and instruction.target == key.target)
+        if instruction.size not in (2, 5) or not right:
+            raise Refusal(
+                self.original.name, f"{instruction.text}: not what a static key's site holds",
+                address=instruction.address,
+            )  # fmt: skip
+        site, target = self.edition.label(key.address), self.edition.label(key.target)
+        branch = " + 1" if key.branch else ""
+        self.edition.tables.keys += [
+            f"\t.long {site} - .", f"\t.long {target} - .", f"\t.quad {key.key:#x}{branch} - .",
+        ]  # fmt: skip
+        if key.jumps:
+            return ["\t.byte 0xe9\t# static key", f"\t.long {target} - . - 4"]
+        return [f"{writer.data(arch.NOP5)}\t# static key"]
+
+    def _static_call(self, instruction: Instruction, state: bytes | None) -> list[str]:
+        call = self.calls[instruction.address]
+        original, edition = self.original, self.edition
+        code, kind = instruction.code, instruction.kind
+        if not call.tail:
+            site = edition.label(call.address)
+            edition.tables.calls += [f"\t.long {site} - .", f"\t.long {call.key:#x} - ."]
+            if code in (arch.NOP5, arch.XOR5):
+                return [f"{writer.data(code)}\t# static call"]
+            if kind is Kind.CALL and instruction.size == 5:
+                return [f"\tcall {instruction.target:#x}\t# static call"]
+        elif kind is Kind.RETURN or (kind in (Kind.JUMP, Kind.BRANCH) and instruction.size >= 5):
+            safety.check_exit(original.name, instruction, state, self.state)
+            site = f".L{edition.name}.site.{call.address:x}"
+            edition.tables.calls += [f"\t.long {site} - .", f"\t.long {call.key:#x} + 1 - ."]
+            target = next(iter(original.return_thunks), 0) if instruction.target is None else instruction.target
+            stub = edition.tail([f"{site}:", "\t.byte 0xe9\t# static call", f"\t.long {target:#x} - . - 4"])
+            return [f"\t{instruction.detail or 'jmp'} {stub}"]
+        raise Refusal(
+            original.name, f"{instruction.text}: not what a static call's site holds", address=instruction.address
+        )
+
+    def _tables(self) -> None:
+        label, tables = self.edition.label, self.edition.tables
+        for fixup in self.original.fixups:
+            tables.fixups += [
+                f"\t.long {label(fixup.address)} - .", f"\t.long {label(fixup.fixup)} - .",
+                f"\t.long {fixup.data:#x}",
+            ]  # fmt: skip
+        for bug in self.original.bugs:
+            tables.bugs += [
+                f"\t.long {label(bug.address)} - .", f"\t.long {bug.file:#x} - .",
+                f"\t.short {bug.line}, {bug.flags:#x}",
+            ]  # fmt: skip

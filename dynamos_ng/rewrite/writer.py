@@ -1,0 +1,194 @@
+"""Writer: assembler text of moved instructions, exit stubs and tail stubs.
+
+Bytes that do not depend on their place stay bytes, with the disassembly beside them; branches inside the function
+become `jmp label` (the assembler picks the size); what leaves the function goes through a stub that counts the exit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dynamos_ng.arch import x86_64 as arch
+from dynamos_ng.arch.x86_64 import Instruction
+
+_HEX = [f"{value:#04x}" for value in range(256)]
+_THUNK_REGISTER = re.compile(r"__x86_indirect\w*_thunk_(r\w+)$")
+
+
+def data(code: bytes) -> str:
+    """Return a `.byte` directive."""
+    return "\t.byte " + ",".join([_HEX[value] for value in code])
+
+
+def plain(instruction: Instruction) -> str:
+    """Return an instruction that does not depend on its place."""
+    return f"{data(instruction.code)}\t# {instruction.text}"
+
+
+def relative(instruction: Instruction, target: str) -> list[str]:
+    """Return an instruction with a RIP-relative operand that refers to TARGET."""
+    field = instruction.field
+    after = instruction.size - field
+    lines = [
+        f"{data(instruction.code[:field])}\t# {instruction.text}",
+        f"\t.long {target} - . - {after}",
+    ]
+    if after > 4:
+        lines.append(data(instruction.code[field + 4 :]))
+    return lines
+
+
+def patched(instruction: Instruction, offset: int, width: int, kind: str, target: str) -> list[str]:
+    """Return an instruction whose WIDTH bytes at OFFSET are filled by a relocation of type KIND against TARGET."""
+    lines = [f"{data(instruction.code[:offset])}\t# {instruction.text}", f"\t.reloc ., {kind}, {target}"]
+    lines.append(data(bytes(width)))
+    if offset + width < instruction.size:
+        lines.append(data(instruction.code[offset + width :]))
+    return lines
+
+
+def registers_of(name: str) -> str:
+    """Return the register that an indirect branch thunk of that name jumps to, or ""."""
+    found = _THUNK_REGISTER.search(name)
+    return found.group(1) if found else ""
+
+
+@dataclass
+class Tables:
+    """Lines of the sections that point into the code; a module's loader reads them."""
+
+    orc_ip: list[str] = field(default_factory=list)
+    orc: list[str] = field(default_factory=list)
+    fixups: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    bugs: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    returns: list[str] = field(default_factory=list)
+    ftrace: list[str] = field(default_factory=list)
+
+    def unwind(self, label: str, state: bytes | None) -> None:
+        """Add an unwind entry in force from LABEL on; nothing for a kernel without ORC."""
+        if state is not None:
+            self.orc_ip.append(f"\t.long {label} - .")
+            self.orc.append(data(state))
+
+    def sections(self) -> list[str]:
+        """Return the text of all sections that are not empty."""
+        text: list[str] = []
+        for name, flags, align, lines in (
+            (".orc_unwind_ip", "a", 4, self.orc_ip),
+            (".orc_unwind", "a", 1, self.orc),
+            ("__ex_table", "a", 4, self.fixups),
+            ("__jump_table", "aw", 8, self.keys),
+            ("__bug_table", "aw", 1, self.bugs),
+            (".static_call_sites", "aw", 4, self.calls),
+            (".return_sites", "a", 1, self.returns),
+            ("__mcount_loc", "a", 8, self.ftrace),
+        ):
+            if lines:
+                text += [f'\t.section {name},"{flags}",@progbits', f"\t.balign {align}", *lines]
+        return text
+
+
+def deeper(state: bytes | None, words: int) -> bytes | None:
+    """Return the unwind entry after pushing WORDS words in STATE, whose stack pointer is the base."""
+    if state is None:
+        return None
+    offset = int.from_bytes(state[:2], "little", signed=True) + arch.WORD * words
+    return offset.to_bytes(2, "little", signed=True) + state[2:]
+
+
+@dataclass
+class Edition:
+    """Text of one edition: counted entry, moved code, exit stub, tail stubs.
+
+    `name` is its global label. `state` is the unwind entry at a function's first instruction, None without ORC.
+    With `preserve`, no register and no flag changes on the way in or out (the callers may not follow C's rules).
+    """
+
+    name: str
+    number: int
+    state: bytes | None
+    preserve: bool
+    tables: Tables
+    lines: list[str] = field(default_factory=list)
+    aliases: Sequence[str] = ()
+    returns: bool = False
+    tails: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    @property
+    def start(self) -> str:
+        """Return the label of the first byte."""
+        return self.name
+
+    @property
+    def end(self) -> str:
+        """Return the label past the last byte."""
+        return f".L{self.name}.end"
+
+    @property
+    def exit(self) -> str:
+        """Return the label of the exit stub."""
+        self.returns = True
+        return f".L{self.name}.exit"
+
+    @property
+    def use(self) -> str:
+        """Return the slot that holds the per-CPU address of the use counter."""
+        return f"{self.name}_use"
+
+    @property
+    def never_returns(self) -> bool:
+        """Return whether nothing leaves the edition; valid once its code is written."""
+        return not self.returns and not self.tails
+
+    def tail(self, jump: Sequence[str], register: str = "") -> str:
+        """Return the label of a stub that counts the exit and then does JUMP, whose target is in REGISTER."""
+        key = (register, *jump)
+        return self.tails.setdefault(key, f".L{self.name}.tail{len(self.tails)}")
+
+    def label(self, address: int) -> str:
+        """Return the label of the moved instruction that stood at ADDRESS."""
+        return f".L{self.name}.{address:x}"
+
+    def _count(self, at: str, offset: int, register: str) -> list[str]:
+        lines = [f"\tmov {self.use}(%rip), %{register}", f"\tincq %gs:{offset}(%{register})"]
+        if not self.preserve:
+            return lines
+        for depth, mark in ((1, "a"), (2, "b"), (1, "c"), (0, "d")):
+            self.tables.unwind(f"{at}.{mark}", deeper(self.state, depth))
+        return [
+            f"\tpush %{register}", f"{at}.a:", "\tpushfq", f"{at}.b:", *lines,
+            "\tpopfq", f"{at}.c:", f"\tpop %{register}", f"{at}.d:",
+        ]  # fmt: skip
+
+    def head(self, align: bool) -> list[str]:
+        """Return the counted entry; without ALIGN, what stands before falls through into it."""
+        self.tables.unwind(self.name, self.state)
+        lines = ["\t.balign 16, 0xcc"] if align else []
+        for name in (self.name, *self.aliases):
+            lines += [f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
+        return [*lines, *self._count(f".L{self.name}.in", 0, "r10")]
+
+    def foot(self, return_thunk: str) -> list[str]:
+        """Return the stubs and the end of the edition, once all code is written."""
+        lines: list[str] = []
+        if self.returns:
+            lines += self._stub(f".L{self.name}.exit", "r11")
+            if return_thunk:
+                lines += [f".L{self.name}.return:", f"\tjmp {return_thunk}", "\tint3"]
+                self.tables.returns.append(f"\t.long .L{self.name}.return - .")
+            else:
+                lines += ["\tret", "\tint3"]
+        for (register, *jump), label in self.tails.items():
+            lines += self._stub(label, "r10" if register == "r11" else "r11")
+            lines += [*jump, "\tint3"]
+        lines.append(f"{self.end}:")
+        lines += [f"\t.size {name}, . - {name}" for name in (self.name, *self.aliases)]
+        return lines
+
+    def _stub(self, label: str, register: str) -> list[str]:
+        self.tables.unwind(label, self.state)
+        return [f"{label}:", *self._count(label, 8, register)]
