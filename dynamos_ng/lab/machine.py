@@ -1,0 +1,297 @@
+"""Boots a throw-away guest with QEMU, runs one command in it as root, and tells how it ended."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import secrets
+import select
+import shlex
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamos_ng.errors import GuestDied, GuestTimeout, LabError, MissingTool
+from dynamos_ng.lab import initramfs, root
+from dynamos_ng.lab.kbuild import Service
+
+CHECKOUT = Path(__file__).parents[2]
+#: Emulation works everywhere; with DYNAMOS_LAB_ACCEL=kvm the host's own virtualisation is used instead. It is not
+#: chosen by itself: a device node does not mean that a stock kernel boots with it.
+ACCELERATORS = {
+    "tcg": ("-accel", "tcg,thread=multi,tb-size=512"),
+    "kvm": ("-accel", "kvm"),
+}
+#: no_timer_check: without it a boot on a busy host can panic. panic=-1 with -no-reboot ends QEMU at a panic.
+ARGUMENTS = (
+    "console=ttyS0", "quiet", "panic=-1", "no_timer_check", "cryptomgr.notests=1", "noisapnp", "oops=panic",
+    "panic_on_warn=1",
+)  # fmt: skip
+BOOT_SECONDS = 300.0
+OFF_SECONDS = 60.0
+CONSOLE_LINES = 60
+#: Messages of the kernel that fail a run whatever the command's status was. The mitigations' boot-time advice is none.
+TROUBLE = re.compile(
+    r"^(?!.*(?:Spectre|RETBleed|MDS |TAA ).*WARNING:).*"
+    r"(?:\bOops\b|\bBUG: |\bWARNING: |Kernel panic|general protection fault|Call Trace:)",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: its exit status, all it printed (stdout and stderr as they came), the kernel's console."""
+
+    status: int
+    output: str
+    console: str
+
+
+def trouble(console: str) -> str:
+    """Return the console's first line that reports an oops, BUG or WARN, or an empty text."""
+    found = TROUBLE.search(console)
+    return found.group().strip() if found else ""
+
+
+@contextmanager
+def out_folder() -> Iterator[Path]:
+    """Give a temporary folder to share as /out."""
+    with tempfile.TemporaryDirectory(prefix="dynamos-out-") as name:
+        yield Path(name)
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    out_dir: Path | None = None,
+    cpus: int = 2,
+    memory: str = "2G",
+    on_output: Callable[[str], None] | None = None,
+    env: Mapping[str, str] | None = None,
+    cmdline: str = "nokaslr",
+    checkout: Path = CHECKOUT,
+) -> Result:
+    """Run a command in a new guest as root and return how it ended.
+
+    `timeout`: seconds for the command itself; the boot has its own limit. `out_dir` is /out in the guest, CHECKOUT is
+    /dynamos (read-only). `on_output` gets the output as it comes. `cmdline`: kernel arguments besides the usual.
+    Raises GuestTimeout, GuestDied (also when the kernel reported a BUG, WARN or oops), LabError.
+    """
+    if out_dir is None:
+        with out_folder() as folder:
+            return run(argv, timeout=timeout, out_dir=folder, cpus=cpus, memory=memory, on_output=on_output,
+                       env=env, cmdline=cmdline, checkout=checkout)  # fmt: skip
+    with _Guest(out_dir, checkout, env or {}) as guest:
+        (guest.hidden / "command").write_text(f"exec {shlex.join(argv)}\n")
+        return guest.command(timeout, cpus, memory, cmdline, on_output)
+
+
+def shell(*, cpus: int = 2, memory: str = "2G", cmdline: str = "nokaslr", out_dir: Path | None = None) -> None:
+    """Boot a guest with a shell on this terminal; returns when it is left (or by Ctrl-A X)."""
+    if out_dir is None:
+        with out_folder() as folder:
+            return shell(cpus=cpus, memory=memory, cmdline=cmdline, out_dir=folder)
+    with _Guest(out_dir, CHECKOUT, {"TERM": os.environ.get("TERM", "linux")}) as guest:
+        (guest.hidden / "shell").touch()
+        subprocess.run([*guest.qemu(cpus, memory, cmdline), "-serial", "mon:stdio"], check=False)
+
+
+class _Guest:
+    """One guest's folders and services, from before its boot until after its end."""
+
+    def __init__(self, out: Path, checkout: Path, environment: Mapping[str, str]) -> None:
+        self.out = out.resolve()
+        self.checkout = checkout
+        self.hidden = self.out / ".lab"
+        self.root = root.ensure()
+        self.initramfs = initramfs.ensure(self.root)
+        self.mark = "dynamos-lab-" + secrets.token_hex(8)
+        self.environment = {
+            "LAB_MARK": self.mark,
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": "/dynamos",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "DYNAMOS_KBUILD": "/run/lab/kbuild",
+            **environment,
+        }
+
+    def __enter__(self) -> _Guest:
+        try:
+            self.hidden.mkdir(parents=True)
+        except FileExistsError:
+            raise LabError(f"{self.out}: another guest uses this output folder") from None
+        (self.hidden / "kbuild").mkdir()
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in self.environment.items()]
+        (self.hidden / "environment").write_text("".join(lines))
+        self.console = self.hidden / "console"
+        self.kbuild = Service(self.root, self.hidden / "kbuild")
+        self.kbuild.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kbuild.stop()
+        shutil.rmtree(self.hidden, ignore_errors=True)
+
+    def qemu(self, cpus: int, memory: str, cmdline: str) -> list[str]:
+        """Return QEMU's call, all but the serial console and the output port."""
+        chosen = os.environ.get("DYNAMOS_LAB_ACCEL", "tcg")
+        if chosen not in ACCELERATORS:
+            raise LabError(f"DYNAMOS_LAB_ACCEL={chosen}: must be one of {', '.join(ACCELERATORS)}")
+        program = shutil.which("qemu-system-x86_64")
+        if program is None:
+            raise MissingTool("qemu-system-x86_64 is not installed: apt install qemu-system-x86")
+
+        def share(tag: str, path: Path, extra: str = "") -> list[str]:
+            name = str(path).replace(",", ",,")
+            return ["-virtfs", f"local,path={name},mount_tag={tag},security_model=none,multidevs=remap{extra}"]
+
+        return [
+            program, "-nodefaults", "-no-user-config", "-machine", "q35", *ACCELERATORS[chosen], "-cpu", "max",
+            "-smp", str(cpus), "-m", memory, "-display", "none", "-no-reboot", "-nic", "none",
+            "-device", "virtio-rng-pci",
+            "-kernel", str(self.root.kernel), "-initrd", str(self.initramfs),
+            "-append", " ".join((*ARGUMENTS, cmdline)),
+            "-drive", f"file={self.root.image},format=raw,if=virtio,readonly=on",
+            *share("dynamos", self.checkout, ",readonly=on"), *share("out", self.out),
+        ]  # fmt: skip
+
+    def command(
+        self, timeout: float, cpus: int, memory: str, cmdline: str, on_output: Callable[[str], None] | None
+    ) -> Result:
+        """Boot, follow the output port, and tell how it ended."""
+        here, there = socket.socketpair()
+        messages = self.hidden / "qemu"
+        argv = [
+            *self.qemu(cpus, memory, cmdline), "-serial", f"file:{self.console}",
+            "-device", "virtio-serial-pci", "-chardev", f"socket,id=output,fd={there.fileno()}",
+            "-device", "virtserialport,chardev=output,name=output",
+        ]  # fmt: skip
+        with here, messages.open("wb") as log:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(there.fileno(),)
+            )
+            there.close()
+            try:
+                port = _Port(here, self.mark, on_output)
+                started = self._follow(port, "started", BOOT_SECONDS, "the guest did not boot")
+                if started is not None:
+                    port.restart()
+                    self._follow(port, "ended", timeout, "the command did not end")
+                    self._off(process)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+        console = self.console.read_text(errors="replace") if self.console.exists() else ""
+        if port.status is None:
+            said = messages.read_text(errors="replace").strip()
+            raise GuestDied(f"the guest died{f' ({said})' if said else ''}.{self._end()}{_printed(port.text)}")
+        if bad := trouble(console):
+            raise GuestDied(f"the guest's kernel reported trouble: {bad}{self._end()}{_printed(port.text)}")
+        return Result(port.status, port.text, console)
+
+    def _follow(self, port: _Port, word: str, seconds: float, late: str) -> str | None:
+        """Read until the guest says WORD; None when the guest is gone. GuestTimeout after SECONDS."""
+        found = port.until(word, time.monotonic() + seconds)
+        if found is None and not port.closed:
+            raise GuestTimeout(f"{late} within {seconds:g} s.{self._end()}{_printed(port.text)}")
+        return found
+
+    def _off(self, process: subprocess.Popen[bytes]) -> None:
+        """Let the guest power itself off, so that a panic on the way is not lost."""
+        try:
+            process.wait(OFF_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise GuestTimeout(f"the guest did not power off within {OFF_SECONDS:g} s.{self._end()}") from None
+
+    def _end(self) -> str:
+        """Return the console's last lines, to be put under a message."""
+        text = self.console.read_text(errors="replace") if self.console.exists() else ""
+        lines = [line.rstrip() for line in text.splitlines()][-CONSOLE_LINES:]
+        return " Its console ends:\n" + "\n".join(lines) if lines else " It wrote nothing to its console."
+
+
+def _printed(text: str) -> str:
+    lines = text.splitlines()[-15:]
+    return "\nThe command's last lines:\n" + "\n".join(lines) if lines else ""
+
+
+class _Port:
+    """The guest's output: text, and between NULs the marks that tell where the command starts and ends."""
+
+    def __init__(self, end: socket.socket, mark: str, on_output: Callable[[str], None] | None) -> None:
+        self.end = end
+        self.mark = f"\0{mark} ".encode()
+        self.on_output = on_output
+        self.status: int | None = None
+        self.closed = False
+        self._chunks: list[str] = []
+        self._pending = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def text(self) -> str:
+        return "".join(self._chunks)
+
+    def restart(self) -> None:
+        """Forget what came before the command."""
+        self._chunks.clear()
+
+    def until(self, word: str, deadline: float) -> str | None:
+        """Read up to a mark with WORD; None at the deadline or when the guest is gone (then `closed` is set)."""
+        while True:
+            if (found := self._take()) is not None:
+                name, _, rest = found.partition(" ")
+                if name == word:
+                    self.status = int(rest) if rest else self.status
+                    return name
+                continue
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            if select.select([self.end], [], [], left)[0]:
+                try:
+                    data = self.end.recv(65536)
+                except ConnectionError:
+                    data = b""
+                if not data:
+                    self._emit(self._pending)
+                    self.closed = True
+                    return None
+                self._pending += data
+
+    def _take(self) -> str | None:
+        """Pass on what is surely output; return a complete mark's words, if one stands next."""
+        start = self._pending.find(self.mark)
+        if start < 0:
+            # The last bytes may be the first ones of a mark.
+            keep = next((n for n in range(len(self.mark), 0, -1) if self._pending.endswith(self.mark[:n])), 0)
+            self._emit(self._pending[: len(self._pending) - keep])
+            self._pending = self._pending[len(self._pending) - keep :]
+            return None
+        self._emit(self._pending[:start])
+        self._pending = self._pending[start:]
+        stop = self._pending.find(b"\0", len(self.mark))
+        if stop < 0:
+            return None
+        words = self._pending[len(self.mark) : stop].decode()
+        self._pending = self._pending[stop + 1 :]
+        return words
+
+    def _emit(self, data: bytes) -> None:
+        text = self._decoder.decode(data)
+        if text:
+            self._chunks.append(text)
+            if self.on_output:
+                self.on_output(text)
