@@ -5,6 +5,9 @@
  * frame pointers and no unwinder, and it never misses a caller; at worst it
  * takes a stale word for one.
  *
+ * The task that asked for the stop is read like any other, so what is being
+ * looked for must not stand on its stack: bounds are made inside the stop.
+ *
  * Tracers move return addresses off the stack: kretprobes into a list of the
  * task, the function graph tracer into a stack of its own. Both are read too.
  */
@@ -189,7 +192,6 @@ out:
 }
 
 struct holders {
-	struct stack_scan scan;
 	const struct dynamos_range *ranges;
 	u32 nr_ranges;
 	struct dynamos_holder *list;
@@ -240,8 +242,16 @@ static bool holder_seen(struct stack_scan *scan, struct task_struct *task,
 static int holders_work(void *context)
 {
 	struct holders *holders = context;
+	struct stack_scan scan = {
+		.lo = holders->ranges[0].start,
+		.hi = holders->ranges[holders->nr_ranges - 1].end,
+		.seen = holder_seen,
+		.context = holders,
+	};
 
-	stack_scan(&holders->scan);
+	stack_scan(&scan);
+	holders->stacks->tasks = scan.tasks;
+	holders->stacks->words = scan.words;
 	return 0;
 }
 
@@ -261,21 +271,13 @@ int stack_holders(const struct dynamos_range *ranges, u32 nr_ranges,
 		.list = holders,
 		.stacks = stacks,
 	};
-	int err;
 
-	work.scan.lo = ranges[0].start;
-	work.scan.hi = ranges[nr_ranges - 1].end;
-	work.scan.seen = holder_seen;
-	work.scan.context = &work;
 	stacks->nr_holders = 0;
-	err = stack_stop(holders_work, &work, &stacks->stop_ns);
-	stacks->tasks = work.scan.tasks;
-	stacks->words = work.scan.words;
-	return err;
+	return stack_stop(holders_work, &work, &stacks->stop_ns);
 }
 
 struct module_scan {
-	struct stack_scan scan;
+	const struct module *module;
 	struct dynamos_retire *retire;
 	bool held;
 };
@@ -296,8 +298,20 @@ static bool module_seen(struct stack_scan *scan, struct task_struct *task,
 static int module_work(void *context)
 {
 	struct module_scan *found = context;
+	struct stack_scan scan = {
+		.seen = module_seen,
+		.context = found,
+	};
 
-	stack_scan(&found->scan);
+#ifdef DYNAMOS_MODULE_LAYOUT
+	scan.lo = (unsigned long)found->module->core_layout.base;
+	scan.hi = scan.lo + found->module->core_layout.text_size;
+#else
+	scan.lo = (unsigned long)found->module->mem[MOD_TEXT].base;
+	scan.hi = scan.lo + found->module->mem[MOD_TEXT].size;
+#endif
+	stack_scan(&scan);
+	found->retire->tasks = scan.tasks;
 	return found->held ? -ETXTBSY : 0;
 }
 
@@ -310,20 +324,8 @@ static int module_work(void *context)
  */
 int stack_module_clear(struct module *module, struct dynamos_retire *retire)
 {
-	struct module_scan work = { .retire = retire };
+	struct module_scan work = { .module = module, .retire = retire };
 	u64 ns;
-	int err;
 
-#ifdef DYNAMOS_MODULE_LAYOUT
-	work.scan.lo = (unsigned long)module->core_layout.base;
-	work.scan.hi = work.scan.lo + module->core_layout.text_size;
-#else
-	work.scan.lo = (unsigned long)module->mem[MOD_TEXT].base;
-	work.scan.hi = work.scan.lo + module->mem[MOD_TEXT].size;
-#endif
-	work.scan.seen = module_seen;
-	work.scan.context = &work;
-	err = stack_stop(module_work, &work, &ns);
-	retire->tasks = work.scan.tasks;
-	return err;
+	return stack_stop(module_work, &work, &ns);
 }

@@ -70,11 +70,11 @@ int text_jump(u8 code[TRAMPOLINE_SIZE], unsigned long from, unsigned long to)
 }
 
 struct text_work {
-	struct stack_scan scan;
 	struct text_patch *patches;	/* sorted by address */
 	u32 count;
 	bool check_stacks;
 	bool held;
+	u32 tasks;
 	struct dynamos_culprit *culprit;
 };
 
@@ -122,7 +122,15 @@ static int text_work(void *context)
 		return -EILSEQ;
 	}
 	if (work->check_stacks) {
-		stack_scan(&work->scan);
+		struct stack_scan scan = {
+			.lo = work->patches[0].address + 1,
+			.hi = work->patches[work->count - 1].address + TRAMPOLINE_SIZE,
+			.seen = inside_seen,
+			.context = work,
+		};
+
+		stack_scan(&scan);
+		work->tasks = scan.tasks;
 		if (work->held)
 			return -EAGAIN;
 	}
@@ -154,11 +162,7 @@ int text_write_all(struct text_patch *patches, u32 count, bool check_stacks,
 	};
 	int err;
 
-	work.scan.lo = patches[0].address + 1;
-	work.scan.hi = patches[count - 1].address + TRAMPOLINE_SIZE;
-	work.scan.seen = inside_seen;
-	work.scan.context = &work;
 	err = stack_stop(text_work, &work, &sw->stop_ns);
-	sw->tasks = work.scan.tasks;
+	sw->tasks = work.tasks;
 	return err;
 }

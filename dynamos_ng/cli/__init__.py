@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynamos_ng import __version__, control
+from dynamos_ng import __version__, control, lab
 from dynamos_ng.build.description import FILE
 from dynamos_ng.build.update import build
 from dynamos_ng.cli import tables
@@ -105,12 +105,6 @@ def _policy_set(options: argparse.Namespace) -> int:
     return _policy_show(options)
 
 
-def _lab(options: argparse.Namespace) -> int:
-    from dynamos_ng import lab
-
-    return lab.main(options)
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     top = argparse.ArgumentParser(
@@ -171,6 +165,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--function", help="with --edition: what a class, or without --class all of them, get")
     one.add_argument("--class", dest="policy_class", type=_class, metavar="C", help="policy class, 0 to 255")
     one.add_argument("--edition", type=int, metavar="N")
+
+    one = verbs.add_parser("lab", help="try things out in a throw-away guest of a stock kernel")
+    one.set_defaults(run=lab.main)
+    lab.add_arguments(one)
     return top
 
 

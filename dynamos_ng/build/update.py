@@ -1,0 +1,125 @@
+"""From an update's folder to its kernel module, for the running kernel in this boot."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from dynamos_ng.build import description, dynamos_ko, kbuild
+from dynamos_ng.build.description import Description
+from dynamos_ng.device import Device, Info
+from dynamos_ng.errors import BuildError, DynamosError, UsageError
+from dynamos_ng.image import Kernel
+from dynamos_ng.rewrite.clone import Original, examine
+from dynamos_ng.rewrite.handler import Constants
+from dynamos_ng.rewrite.objects import Object
+from dynamos_ng.rewrite.update import Redirect, generate
+
+#: The authors' C files, compiled and joined; the name cannot be that of one of them.
+EDITIONS = "dynamos-editions.o"
+
+EDITIONS_KBUILD = """\
+obj-m := {object}
+{stem}-y := {objects}
+"""
+MODULE_KBUILD = """\
+obj-m := {module}.o
+{module}-y := wrapper.o update.o
+ccflags-y := -I$(src) -DDYNAMOS_ANCHOR={anchor:#x}
+# Its unwind entries are the kernel's own and objtool's for the editions in C; objtool knows no absolute targets.
+OBJECT_FILES_NON_STANDARD_update.o := y
+KBUILD_EXTRA_SYMBOLS := $(src)/dynamos.symvers
+"""
+
+
+def build(folder: Path, output: Path) -> Path:
+    """Build FOLDER's update into OUTPUT and return the module's path.
+
+    Everything is checked before anything is compiled: a Refusal names function, address and reason. An update fits
+    this kernel in this boot alone, for addresses are compiled into it.
+    """
+    wanted = description.read(folder)
+    dynamos_ko.ensure_loaded()
+    with Device() as device:
+        info = device.info()
+    kernel = Kernel.live()
+    originals = [examine(kernel, kernel.function(change.name, change.position or None)) for change in wanted.functions]
+    if not output.is_dir():
+        raise UsageError(f"{output}: no such folder to put the module into")
+    with tempfile.TemporaryDirectory(prefix="dynamos-build-") as name:
+        work = Path(name)
+        objects = [_compile(wanted, work / "editions")] if wanted.sources else []
+        redirects = [
+            Redirect(original, {edition: change.symbol(edition) for edition in change.editions})
+            for original, change in zip(originals, wanted.functions, strict=True)
+        ]
+        constants = Constants(info.current_offset, info.tgid_offset, _return_thunk(originals))
+        text = generate(redirects, objects, constants, _resolver(kernel, wanted))
+        return Path(shutil.copy(_link(wanted, info, text, work / "module"), output))
+
+
+def _compile(wanted: Description, work: Path) -> Object:
+    """Compile the author's sources with the kernel's own flags and join them into one object."""
+    work.mkdir()
+    for path in wanted.folder.glob("*.[ch]"):
+        shutil.copy(path, work)
+    names = " ".join(source.with_suffix(".o").name for source in wanted.sources)
+    (work / "Kbuild").write_text(
+        EDITIONS_KBUILD.format(object=EDITIONS, stem=EDITIONS.removesuffix(".o"), objects=names)
+    )
+    kbuild.make(work, EDITIONS)
+    return Object((work / EDITIONS).read_bytes(), EDITIONS)
+
+
+def _return_thunk(originals: Iterable[Original]) -> str:
+    """Return the symbol that the kernel's returns jump to, or "" where it returns plainly."""
+    return "__x86_return_thunk" if any(original.return_thunks for original in originals) else ""
+
+
+def _resolver(kernel: Kernel, wanted: Description) -> Callable[[str], int | None]:
+    """Return what gives an address to each kernel symbol that the sources use, exported or not.
+
+    None leaves a symbol to the module loader: those of other modules, and of dynamos.ko.
+    """
+    made_here = {f"{change.name}_v{number}" for change in wanted.functions for number in (1, *change.editions)}
+
+    def resolve(name: str) -> int | None:
+        found = [symbol for symbol in kernel.symbols.find(name) if not symbol.module]
+        if name in made_here or name == "__this_module":
+            return None
+        if position := wanted.symbols.get(name):
+            if position > len(found):
+                raise UsageError(
+                    f"{wanted.folder / description.FILE}: symbols.{name}: the kernel has {len(found)} of this name"
+                )
+            return found[position - 1].address
+        if not found:
+            if kernel.symbols.in_modules(name):
+                return None
+            raise BuildError(f"{wanted.name}: the sources use {name}, and neither the kernel nor a loaded module has it")
+        # A name that several files use has one global symbol at most, and C without a position means that one.
+        public = [symbol for symbol in found if symbol.type.isupper()] if len(found) > 1 else found
+        if len(public) != 1:
+            where = ", ".join(f"{i} = {symbol.address:#x}" for i, symbol in enumerate(found, 1))
+            raise DynamosError(
+                f"{wanted.name}: the kernel has {len(found)} symbols {name}: say which one in "
+                f"{description.FILE}, [symbols] {name} = POSITION: {where}"
+            )
+        return public[0].address
+
+    return resolve
+
+
+def _link(wanted: Description, info: Info, text: str, work: Path) -> Path:
+    """Assemble and link the module, and return its path in WORK."""
+    work.mkdir()
+    source = dynamos_ko.source() / "update"
+    for path in source.iterdir():
+        shutil.copy(path, work)
+    shutil.copy(dynamos_ko.folder() / "Module.symvers", work / "dynamos.symvers")
+    (work / "update.S").write_text(text)
+    (work / "Kbuild").write_text(MODULE_KBUILD.format(module=wanted.module, anchor=info.anchor))
+    kbuild.make(work, "modules")
+    return work / f"{wanted.module}.ko"
