@@ -79,7 +79,10 @@ def profile() -> dict[str, tuple[int, int]]:
 def uses_breakpoint(place: str) -> bool:
     """Return whether a defined probe would write a breakpoint, there being no ftrace site to use."""
     wanted = f" {place}+0x" if not place.startswith("0x") else place.removeprefix("0x").rjust(16, "0") + " "
-    lines = Path("/sys/kernel/debug/kprobes/list").read_text().splitlines()
+    try:
+        lines = Path("/sys/kernel/debug/kprobes/list").read_text().splitlines()
+    except FileNotFoundError:
+        raise MissingTool("no list of kprobes: mount -t debugfs debugfs /sys/kernel/debug") from None
     return any(wanted in line and "[FTRACE]" not in line for line in lines)
 
 

@@ -14,26 +14,22 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dynamos_ng import bpf, bpfmaps, btf, kprobes
+from dynamos_ng import bpf, bpfmaps, btf, kprobes, stacks
 from dynamos_ng.errors import KernelRefused, MissingTool
 from dynamos_ng.model import CallCounts
+from dynamos_ng.stacks import Sampler, Samples
 
 SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 
 #: How many functions one Probes can watch at one time.
 SLOTS = 1024
-#: How many different stacks the sampler has room for.
-STACKS = 16384
-#: Samples per second and CPU: not a divisor of timer ticks, so as not to march in step with them.
-HERTZ = 99
-
 _FORK, _EXEC, _EXIT = "sched_process_fork", "sched_process_exec", "sched_process_exit"
 #: Program and the pinned maps that it must use, by tracepoint.
 _CLASSIFIERS = {
@@ -41,7 +37,6 @@ _CLASSIFIERS = {
     _FORK: ("on_fork", ("policy",)),
     _EXEC: ("on_exec", ("policy", "rules")),
 }
-_PERF_SOFTWARE, _PERF_CPU_CLOCK = 1, 0
 
 
 def _bcc() -> Any:
@@ -115,7 +110,13 @@ def ensure_classification(directory: Path = bpfmaps.PIN_DIR, types: Path = btf.V
     them over as they are; one with other programs attaches its own before it takes the old ones away.
     `types` is the kernel's BTF, which makes compiling quick.
     """
-    links = directory / f"classify-{_digest()}"
+    try:
+        return _ensure(directory, directory / f"classify-{_digest()}", types)
+    except OSError as error:
+        raise KernelRefused(f"classification in {directory}: {error.strerror}", error.errno or 0) from None
+
+
+def _ensure(directory: Path, links: Path, types: Path) -> bool:
     maps = {name: _map_id(directory / name) for name in ("policy", "rules")}
     missing = [
         tracepoint
@@ -189,29 +190,6 @@ class Unwatchable:
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A sampled kernel stack, innermost frame first, and how often it was seen."""
-
-    samples: int
-    frames: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Sampled kernel stacks since the sampler's start.
-
-    `found` counts those with a frame in the given ranges, by range; `stacks` are these, most frequent first.
-    `kernel`, `user` and `lost` count samples taken in kernel code, in user space, and not kept.
-    """
-
-    kernel: int
-    user: int
-    lost: int
-    found: tuple[int, ...]
-    stacks: tuple[Stack, ...]
-
-
-@dataclass(frozen=True)
 class ProcessEvent:
     """A process that forked (kind "fork": `pid` is the new one, `parent` its creator), "exec" or "exit"."""
 
@@ -256,8 +234,8 @@ class Probes:
         self._watched: dict[str, _Watch] = {}
         self._calls = -1
         self._programs = (-1, -1)
-        self._sampler: Any = None
-        self._sampling: ExitStack | None = None
+        self._sampler: Sampler | None = None
+        self._sampling = threading.Lock()  # taken before _lock
         self._stream: Any = None
         self._received: list[ProcessEvent] = []
         kprobes.sweep()
@@ -376,64 +354,36 @@ class Probes:
     def start_sampler(self) -> None:
         """Sample the kernel stacks of all CPUs from now on, 99 times a second; earlier samples are forgotten."""
         with self._lock:
-            if self._sampling is not None:
-                return
             if self._sampler is None:
-                self._sampler = self._module("stacks.c", STACKS=STACKS)
-            for name in ("samples", "stacks"):  # bcc's own clear() passes over stack maps
-                table = _table(self._sampler, name)
-                while (key := bpf.next_key(table, None, 4)) is not None:
-                    bpf.delete(table, key)
-            bpf.update(_table(self._sampler, "totals"), bytes(4), bytes(24 * self._cpus))
-            with ExitStack() as undo:
-                self._sampler.attach_perf_event(
-                    ev_type=_PERF_SOFTWARE, ev_config=_PERF_CPU_CLOCK, fn_name=b"on_sample", sample_freq=HERTZ
-                )
-                undo.callback(
-                    self._sampler.detach_perf_event, ev_type=_PERF_SOFTWARE, ev_config=_PERF_CPU_CLOCK
-                )
-                self._sampling = undo.pop_all()
+                module = self._module("stacks.c", STACKS=stacks.ROOM)
+                self._sampler = Sampler(_bcc(), module, self._cpus)
+            self._sampler.start()
 
     def stop_sampler(self) -> None:
         """Stop sampling; what was sampled can still be read."""
         with self._lock:
-            if self._sampling is not None:
-                self._sampling.close()
-                self._sampling = None
+            if self._sampler is not None:
+                self._sampler.stop()
 
     def samples(self, ranges: Sequence[tuple[int, int]]) -> Samples:
         """Return what was sampled, and the stacks with a frame in [start, end) of one of the ranges."""
         with self._lock:
             if self._sampler is None:
                 return Samples(0, 0, 0, (0,) * len(ranges), ())
-            raw = bpf.lookup(_table(self._sampler, "totals"), bytes(4), 24 * self._cpus)
-            totals = struct.unpack(f"={3 * self._cpus}Q", raw)
-            found = [0] * len(ranges)
-            inside: list[tuple[int, tuple[int, ...]]] = []
-            table = self._sampler[b"stacks"]
-            for key, value in self._sampler[b"samples"].items():
-                frames = tuple(table.walk(key.value))
-                hits = [_frame_in(frames, start, end) for start, end in ranges]
-                for index, hit in enumerate(hits):
-                    found[index] += value.value if hit else 0
-                if any(hits):
-                    inside.append((int(value.value), frames))
-            return Samples(
-                kernel=sum(totals[0::3]),
-                user=sum(totals[1::3]),
-                lost=sum(totals[2::3]),
-                found=tuple(found),
-                stacks=tuple(_named(sorted(inside, reverse=True))),
-            )
+            return self._sampler.samples(ranges)
 
     def sample(self, ranges: Sequence[tuple[int, int]], seconds: float) -> int:
-        """Sample for so many seconds and return how many stacks had a frame in any of the ranges."""
-        self.start_sampler()
-        try:
-            time.sleep(seconds)
-        finally:
-            self.stop_sampler()
-        return sum(stack.samples for stack in self.samples(ranges).stacks)
+        """Sample for so many seconds and return how many stacks had a frame in any of the ranges.
+
+        Callers take turns.
+        """
+        with self._sampling:
+            self.start_sampler()
+            try:
+                time.sleep(seconds)
+            finally:
+                self.stop_sampler()
+            return sum(stack.samples for stack in self.samples(ranges).stacks)
 
     # Events
 
@@ -478,27 +428,3 @@ class Probes:
 
 class _Breakpoint(Exception):
     """A probe at this place would be a breakpoint; never leaves this file."""
-
-
-def _frame_in(frames: Sequence[int], start: int, end: int) -> bool:
-    """Return whether a stack has a frame in a range.
-
-    All but the innermost are return addresses: of a call that is the last instruction, just past the end.
-    """
-    return any(start <= (frame - (1 if index else 0)) < end for index, frame in enumerate(frames))
-
-
-def _named(stacks: Iterable[tuple[int, tuple[int, ...]]]) -> Iterator[Stack]:
-    """Give frames their names, from a fresh reading of the symbols: updates come and go."""
-    bcc = _bcc()
-    symbols: Any = None
-    for samples, frames in stacks:
-        if symbols is None:
-            symbols = bcc.SymbolCache(-1)
-        named = []
-        for address in frames:
-            name, offset, _ = symbols.resolve(address, False)
-            named.append(f"{name.decode(errors='replace')}+{offset:#x}" if name else f"{address:#x}")
-        yield Stack(samples, tuple(named))
-    if symbols is not None:
-        bcc.lib.bcc_free_symcache(ctypes.c_void_p(symbols.cache), -1)

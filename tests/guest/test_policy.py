@@ -325,6 +325,11 @@ def test_without_btf_the_headers_say_where_members_are(tmp_path: Path) -> None:
         bpfmaps.remove_pins(pins)
 
 
+def test_classification_without_maps_says_what_is_missing() -> None:
+    with pytest.raises(DynamosError, match="classification in /sys/fs/bpf/dynamos-none: No such file"):
+        probes.ensure_classification(bpfmaps.BPFFS / "dynamos-none")
+
+
 # The maps
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamos_ng import kprobes
+from dynamos_ng import bpf, kprobes
 from dynamos_ng.model import CallCounts
 from dynamos_ng.probes import Probes
 
@@ -163,6 +163,17 @@ def test_missed_returns_are_shown() -> None:
             assert few.counts() == {"pipe_read": CallCounts(3, 1, 2)}
     os.close(read)
     os.close(write)
+
+
+def test_programs_that_the_kernel_skipped_are_shown(probes: Probes) -> None:
+    # While a task works on a hash map, the kernel runs no program at a kprobe on that CPU.
+    probes.watch(["htab_map_delete_elem"])
+    fd = bpf.map_create("skipped", bpf.MapShape(bpf.MAP_HASH, 4, 4, 8))
+    for _ in range(10):
+        bpf.update(fd, b"keys", b"data")
+        bpf.delete(fd, b"keys")
+    os.close(fd)
+    assert probes.counts() == {"htab_map_delete_elem": CallCounts(0, 0, 20)}
 
 
 # What cannot be watched
