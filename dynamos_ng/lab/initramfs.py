@@ -27,9 +27,7 @@ def module_order(root: Root) -> list[Path]:
         argv = ["modprobe", "-d", str(root.tree), "-S", root.release, "--show-depends", name]
         path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
         try:
-            done = subprocess.run(
-                argv, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
-            )
+            done = subprocess.run(argv, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path})
         except FileNotFoundError:
             raise MissingTool("modprobe is not installed: apt install kmod") from None
         except subprocess.CalledProcessError as error:

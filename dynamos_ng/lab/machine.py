@@ -98,7 +98,8 @@ def shell(*, cpus: int = 2, memory: str = "2G", cmdline: str = "nokaslr", out_di
     """Boot a guest with a shell on this terminal; returns when it is left (or by Ctrl-A X)."""
     if out_dir is None:
         with out_folder() as folder:
-            return shell(cpus=cpus, memory=memory, cmdline=cmdline, out_dir=folder)
+            shell(cpus=cpus, memory=memory, cmdline=cmdline, out_dir=folder)
+        return
     with _Guest(out_dir, CHECKOUT, {"TERM": os.environ.get("TERM", "linux")}) as guest:
         (guest.hidden / "shell").touch()
         subprocess.run([*guest.qemu(cpus, memory, cmdline), "-serial", "mon:stdio"], check=False)

@@ -70,24 +70,28 @@ def locked(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Root:
-    """A finished root: `tree` for chroot, `image` (ext4) for the guest's disk, `release` its kernel's."""
+    """A finished root, in a folder of the cache."""
 
     folder: Path
 
     @property
     def tree(self) -> Path:
+        """Return the root as a folder, for chroot."""
         return self.folder / "tree"
 
     @property
     def image(self) -> Path:
+        """Return the root as an ext4 image, for the guest's disk."""
         return self.folder / "root.ext4"
 
     @property
     def release(self) -> str:
+        """Return the release of its kernel."""
         return (self.folder / "release").read_text()
 
     @property
     def kernel(self) -> Path:
+        """Return the kernel's file."""
         return self.tree / "boot" / f"vmlinuz-{self.release}"
 
 
