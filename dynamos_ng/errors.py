@@ -27,6 +27,10 @@ class BuildError(DynamosError):
     """An update does not compile or link; the compiler's own words are in the message."""
 
 
+class ImageError(DynamosError):
+    """The kernel's image cannot be read; the message says what is in the way."""
+
+
 class Refusal(DynamosError):
     """A function that cannot be changed with certainty, told before anything in the kernel has changed."""
 

@@ -1,27 +1,23 @@
 """The running kernel's image, read only: symbols, bytes, and the tables that point into its code.
 
-Two sources of bytes: /proc/kcore (`Kcore`), and a vmlinux ELF file (`Elf`), with a saved /proc/kallsyms for either.
 Tables are read when first asked for: a kernel in the lab is emulated, and an update touches few functions.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from dynamos_ng.errors import DynamosError, Refusal
+from dynamos_ng.errors import ImageError, Refusal
+from dynamos_ng.kallsyms import Symbols
+from dynamos_ng.memory import Kcore, Source
 from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey, Symbol
 
-KALLSYMS = Path("/proc/kallsyms")
-KCORE = Path("/proc/kcore")
 BLACKLIST = Path("/sys/kernel/debug/kprobes/blacklist")
 
 #: Areas that must not be redirected, by the symbols around them. Code there runs before or after the kernel's
@@ -33,177 +29,6 @@ _AREAS = (
     ("__static_call_text_start", "__static_call_text_end", "a static call trampoline"),
     ("__indirect_thunk_start", "__indirect_thunk_end", "an indirect branch thunk"),
 )
-
-
-class ImageError(DynamosError):
-    """The kernel's image cannot be read; the message says what is in the way."""
-
-
-class Source(Protocol):
-    """Where bytes come from."""
-
-    def read(self, address: int, size: int) -> bytes:
-        """Return SIZE bytes at virtual ADDRESS; ImageError if they are not all there."""
-        ...
-
-
-class _Segment(NamedTuple):
-    address: int
-    offset: int
-    size: int
-
-
-class _ElfFile:
-    """Bytes of an ELF file's load segments, by virtual address."""
-
-    def __init__(self, path: Path, missing: str) -> None:
-        self.path = path
-        try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ImageError(f"{path}: {error.strerror}: {missing}") from None
-        header = os.pread(self._file, 64, 0)
-        if header[:5] != b"\x7fELF\x02":
-            raise ImageError(f"{path}: not a 64-bit ELF file: {missing}")
-        (table,) = struct.unpack_from("<Q", header, 32)
-        entry, count = struct.unpack_from("<HH", header, 54)
-        raw = os.pread(self._file, entry * count, table)
-        self._segments = []
-        for at in range(0, entry * count, entry):
-            kind, _flags, offset, address, _physical, size = struct.unpack_from("<IIQQQQ", raw, at)
-            if kind == 1:
-                self._segments.append(_Segment(address, offset, size))
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
-
-    def read(self, address: int, size: int) -> bytes:
-        """Return SIZE bytes at virtual ADDRESS; ImageError if the file does not hold them."""
-        for segment in self._segments:
-            if segment.address <= address and address + size <= segment.address + segment.size:
-                data = os.pread(self._file, size, segment.offset + address - segment.address)
-                while len(data) < size:
-                    at = segment.offset + address - segment.address + len(data)
-                    more = os.pread(self._file, size - len(data), at)
-                    if not more:
-                        break
-                    data += more
-                if len(data) == size:
-                    return data
-        raise ImageError(f"{self.path}: no {size} bytes at {address:#x}")
-
-
-class Kcore(_ElfFile):
-    """The running kernel's memory."""
-
-    def __init__(self, path: Path = KCORE) -> None:
-        super().__init__(path, "the kernel's memory can be read by root only, and not under lockdown")
-
-
-class Elf(_ElfFile):
-    """A vmlinux file, as it lies inside vmlinuz."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "a vmlinux ELF file is wanted")
-
-
-class Dump:
-    """Bytes saved from memory, beginning at a virtual address."""
-
-    def __init__(self, data: bytes, address: int) -> None:
-        self._data = data
-        self._address = address
-
-    def read(self, address: int, size: int) -> bytes:
-        """Return SIZE bytes at virtual ADDRESS."""
-        at = address - self._address
-        if at < 0 or at + size > len(self._data):
-            raise ImageError(f"the dump holds no {size} bytes at {address:#x}")
-        return self._data[at : at + size]
-
-
-@dataclass(frozen=True)
-class Named:
-    """A line of kallsyms."""
-
-    name: str
-    address: int
-    type: str
-    module: str
-
-
-class Symbols:
-    """The symbols of a kallsyms text."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text if text.endswith("\n") else text + "\n"
-        lines = self._text.split("\n")
-        lines.pop()
-        if not lines or len(lines[0]) < 20:
-            raise ImageError("kallsyms: no symbols of a 64-bit kernel")
-        raw = bytes.fromhex("".join([line[:16] for line in lines]))
-        addresses = array("Q", raw)
-        addresses.byteswap()
-        if not any(addresses):
-            raise ImageError("kallsyms: all addresses are zero: run as root (see kernel.kptr_restrict)")
-        order = sorted(range(len(lines)), key=addresses.__getitem__)
-        self._lines = lines
-        self._order = order
-        self._sorted = array("Q", [addresses[i] for i in order])
-
-    @classmethod
-    def live(cls) -> Symbols:
-        """Return the running kernel's symbols."""
-        try:
-            return cls(KALLSYMS.read_text())
-        except OSError as error:
-            raise ImageError(f"{KALLSYMS}: {error.strerror}") from None
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def _named(self, line: str) -> Named:
-        name, _, module = line[19:].partition("\t")
-        return Named(name, int(line[:16], 16), line[17], module[1:-1])
-
-    def find(self, name: str, module: str = "") -> list[Named]:
-        """Return the symbols of that name in the kernel proper or in a module, in kallsyms' order."""
-        text = self._text
-        wanted = f" {name}\t[{module}]" if module else f" {name}\n"
-        found = []
-        at = text.find(wanted)
-        while at >= 0:
-            start = text.rfind("\n", 0, at) + 1
-            if at == start + 18:
-                found.append(self._named(text[start : text.index("\n", at)]))
-            at = text.find(wanted, at + 1)
-        return found
-
-    def address(self, name: str) -> int | None:
-        """Return the address of a symbol of the kernel proper that exists once, else None."""
-        found = self.find(name)
-        return found[0].address if len(found) == 1 else None
-
-    def at(self, address: int) -> list[Named]:
-        """Return the symbols that stand exactly at ADDRESS."""
-        low, high = bisect_left(self._sorted, address), bisect_right(self._sorted, address)
-        return [self._named(self._lines[self._order[i]]) for i in range(low, high)]
-
-    def around(self, address: int) -> tuple[list[Named], int]:
-        """Return the symbols at the highest address not above ADDRESS, and the next higher symbol address."""
-        after = bisect_right(self._sorted, address)
-        if not after or after == len(self._sorted):
-            return [], 0
-        return self.at(self._sorted[after - 1]), self._sorted[after]
-
-    def code(self) -> list[Named]:
-        """Return all symbols of code type in the kernel proper, in order of address."""
-        return [
-            self._named(line)
-            for line in (self._lines[i] for i in self._order)
-            if line[17] in "tTwW" and "\t" not in line
-        ]
 
 
 class _Placed(Protocol):
@@ -253,11 +78,11 @@ class Kernel:
     # symbols
 
     def function(self, name: str, position: int | None = None) -> Symbol:
-        """Return the function of that name; POSITION counts from 1 in kallsyms' order where a name is ambiguous."""
+        """Return the function of that name; POSITION counts from 1 in kallsyms' order where a name is
+        ambiguous."""
         found = [symbol for symbol in self.symbols.find(name) if symbol.type in "tTwW"]
-        found = [symbol for symbol in found if self.in_text(symbol.address)] or found
         if not found:
-            raise Refusal(name, "no such function in the kernel's symbols", remedy=self._similar(name))
+            raise Refusal(name, "no such function in /proc/kallsyms", remedy=self._similar(name))
         if position is None:
             if len(found) > 1:
                 where = ", ".join(f"{i} = {symbol.address:#x}" for i, symbol in enumerate(found, 1))
@@ -268,9 +93,15 @@ class Kernel:
         address = found[position - 1].address
         return Symbol(name, address, self.symbols.around(address)[1] - address)
 
+    def function_names(self) -> list[str]:
+        """Return the names of all symbols in the kernel's text, in order of address; cold parts are left
+        out."""
+        return [
+            symbol.name for symbol in self.symbols.code() if self.in_text(symbol.address) and ".cold" not in symbol.name
+        ]
+
     def _similar(self, name: str) -> str:
-        pattern = rf"^[0-9a-f]{{16}} [tTwW] (\S*{re.escape(name)}\S*)(?:\t\[\S*\])?$"
-        found = sorted({match.group(1) for match in re.finditer(pattern, self.symbols._text, re.MULTILINE)}, key=len)
+        found = self.symbols.like(name)
         return "similar: " + ", ".join(found[:5]) if found else "it may be inlined everywhere"
 
     def containing(self, address: int) -> Symbol | None:
@@ -334,8 +165,9 @@ class Kernel:
     @cached_property
     def _return_thunks(self) -> frozenset[int]:
         found: set[int] = set()
-        for name in re.findall(r"^[0-9a-f]{16} [tT] (\w*return_thunk)$", self.symbols._text, re.MULTILINE):
-            found.update(symbol.address for symbol in self.symbols.find(name) if symbol.type in "tT")
+        for name in self.symbols.like("return_thunk"):
+            if name.endswith("return_thunk"):
+                found.update(symbol.address for symbol in self.symbols.find(name))
         thunks = {address for address in found if self.in_text(address)}
         chosen = self.symbols.address("x86_return_thunk")
         if chosen is not None:

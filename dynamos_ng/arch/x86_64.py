@@ -1,7 +1,7 @@
 """x86_64: what each instruction does to control flow, and where its place-dependent field lies.
 
-capstone finds the length and the text of an instruction; what it means for relocation is read from its bytes here,
-so that two versions of capstone cannot disagree about it.
+capstone finds the length and the text of an instruction; what it means for relocation is read from its bytes
+here, so that two versions of capstone cannot disagree about it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import NamedTuple
 
-import capstone  # type: ignore[import-untyped]
+import capstone
 
 WORD = 8
 NOP5 = b"\x0f\x1f\x44\x00\x00"
@@ -26,8 +26,8 @@ CONDITIONS = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", 
 _LOOPS = {0xE0: "loopne", 0xE1: "loope", 0xE2: "loop", 0xE3: "jrcxz"}
 _LOOPS_32 = {0xE0: "addr32 loopne", 0xE1: "addr32 loope", 0xE2: "addr32 loop", 0xE3: "jecxz"}
 _REGISTERS = (
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-)  # fmt: skip
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15", )  # fmt: skip
 _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3, *range(0x40, 0x50)))
 
 
@@ -52,8 +52,8 @@ class Instruction(NamedTuple):
     """One decoded instruction.
 
     `target` is where a branch goes, or what a RIP-relative operand (`field` is the offset of its 4-byte
-    displacement, else 0) refers to. `detail` is the mnemonic of a conditional branch or loop, the register of an
-    indirect jump ("" for memory), or the reason of a refusal.
+    displacement, else 0) refers to. `detail` is the mnemonic of a conditional branch or loop, the register of
+    an indirect jump ("" for memory), or the reason of a refusal.
     """
 
     address: int
@@ -78,7 +78,8 @@ DIRECT = frozenset((Kind.CALL, Kind.JUMP, Kind.BRANCH, Kind.LOOP))
 
 
 def decoder() -> capstone.Cs:
-    """Return a capstone decoder for 64-bit code with AT&T text, as gas and the kernel's developers write it."""
+    """Return a capstone decoder for 64-bit code with AT&T text, as gas and the kernel's developers write
+    it."""
     engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     engine.syntax = capstone.CS_OPT_SYNTAX_ATT
     return engine
@@ -142,7 +143,8 @@ def _refused(address: int, size: int, code: bytes, text: str, reason: str) -> In
 
 
 def _relative(address: int, size: int, code: bytes, at: int, kind: Kind, text: str, detail: str = "") -> Instruction:
-    """Return an instruction with a RIP-relative memory operand; AT is the offset of its opcode or VEX prefix."""
+    """Return an instruction with a RIP-relative memory operand; AT is the offset of its opcode or VEX
+    prefix."""
     if 0x67 in code[:at]:
         return _refused(address, size, code, text, "an EIP-relative operand")
     opcode = code[at]
@@ -188,7 +190,15 @@ def _direct(address: int, size: int, code: bytes, at: int, text: str) -> Instruc
 
 
 def _branch(
-    address: int, size: int, code: bytes, at: int, text: str, kind: Kind, detail: str, width: int, opcodes: int
+    address: int,
+    size: int,
+    code: bytes,
+    at: int,
+    text: str,
+    kind: Kind,
+    detail: str,
+    width: int,
+    opcodes: int,
 ) -> Instruction:
     allowed = _HARMLESS | {0x67} if kind is Kind.LOOP else _HARMLESS
     if at and not _branch_prefixes(code, at, allowed):
@@ -250,8 +260,10 @@ def _immovable(address: int, size: int, code: bytes, at: int, text: str) -> Inst
         0x8F: "an XOP instruction",
     }
     if code[at] == 0x8F and not code[at + 1] & 0x38:
-        return Instruction(address, size, code, Kind.PLAIN, None, 0, "", text) if "%rip" not in text else _relative(
-            address, size, code, at, Kind.PLAIN, text
+        return (
+            Instruction(address, size, code, Kind.PLAIN, None, 0, "", text)
+            if "%rip" not in text
+            else _relative(address, size, code, at, Kind.PLAIN, text)
         )
     return _refused(address, size, code, text, reasons[code[at]])
 
@@ -264,7 +276,7 @@ def _group_c7(address: int, size: int, code: bytes, at: int, text: str) -> Instr
     return Instruction(address, size, code, Kind.PLAIN, None, 0, "", text)
 
 
-def _breakpoint(address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+def _breakpoint(address: int, size: int, code: bytes, _at: int, text: str) -> Instruction:
     return Instruction(address, size, code, Kind.BREAKPOINT, None, 0, "", text)
 
 

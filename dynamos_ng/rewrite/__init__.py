@@ -2,13 +2,13 @@
 
 ::
 
-    kernel = image.Kernel.live()                                   # or Kernel.saved(kallsyms, source, blacklist)
-    original = examine(kernel, kernel.function("pipe_read"))       # every check; Refusal says why not
+    kernel = image.Kernel.live()                       # or Kernel.saved(kallsyms, source, blacklist)
+    original = examine(kernel, kernel.function("pipe_read"))    # every check; Refusal says why not
     text = generate(
-        [Redirect(original, {2: "pipe_read_v2"})],                 # edition number -> function in the objects
-        [Object(path.read_bytes(), path.name)],                    # compiled by kbuild from the author's C
-        Constants(current=…, tgid=…),                              # %gs offset of current, offset of tgid in it
-        resolve,                                                   # name -> address, or None: the loader's affair
+        [Redirect(original, {2: "pipe_read_v2"})],     # edition number -> function in the objects
+        [Object(path.read_bytes(), path.name)],        # compiled by kbuild from the author's C
+        Constants(current=…, tgid=…),                  # offset of current from %gs, of tgid in a task
+        resolve,                                       # name -> address, or None: the loader's affair
     )
 
 The text is a kbuild ``.S`` file, not for objtool (``OBJECT_FILES_NON_STANDARD_update.o := y``). It defines
@@ -20,10 +20,10 @@ Modules: `kernel` (what is asked of a kernel), `reader` (bytes to instructions),
 it together). Nothing here reads or changes anything: the kernel is asked through the `Kernel` protocol.
 """
 
-from dynamos_ng.rewrite.clone import Original, examine
+from dynamos_ng.rewrite.clone import Original, check, examine
 from dynamos_ng.rewrite.handler import Constants
 from dynamos_ng.rewrite.kernel import Kernel, Symbol
 from dynamos_ng.rewrite.objects import Object
 from dynamos_ng.rewrite.update import Redirect, generate
 
-__all__ = ["Constants", "Kernel", "Object", "Original", "Redirect", "Symbol", "examine", "generate"]
+__all__ = ["Constants", "Kernel", "Object", "Original", "Redirect", "Symbol", "check", "examine", "generate"]

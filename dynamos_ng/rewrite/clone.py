@@ -15,13 +15,14 @@ from dynamos_ng.errors import Refusal
 from dynamos_ng.rewrite import reader, safety, writer
 from dynamos_ng.rewrite.kernel import Bug, Fixup, Kernel, StaticCall, StaticKey, Symbol
 from dynamos_ng.rewrite.reader import Body
-from dynamos_ng.rewrite.safety import Entry, SelfReference
-from dynamos_ng.rewrite.writer import Edition
+from dynamos_ng.rewrite.safety import Entry
+from dynamos_ng.rewrite.writer import Edition, Tables
 
 
 @dataclass(frozen=True)
 class Way:
-    """Where a branch out of the function goes: an operand, and the register of an indirect branch thunk or ""."""
+    """Where a branch out of the function goes: an operand, and the register of an indirect branch thunk or
+    ""."""
 
     operand: str
     register: str = ""
@@ -31,7 +32,8 @@ class Way:
 class Original:
     """A kernel function that can be redirected and cloned, with all that the kernel's tables say of it.
 
-    `unwind` holds the unwind entry that comes into force at an instruction; `ways` the outbound branches' targets.
+    `unwind` holds the unwind entry that comes into force at an instruction; `ways` the outbound branches'
+    targets.
     """
 
     symbol: Symbol
@@ -40,7 +42,6 @@ class Original:
     return_thunks: frozenset[int]
     unwind: Mapping[int, bytes]
     ways: Mapping[int, Way]
-    references: Mapping[int, SelfReference]
     fixups: tuple[Fixup, ...]
     keys: tuple[StaticKey, ...]
     bugs: tuple[Bug, ...]
@@ -64,6 +65,7 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
     body = reader.read(kernel, symbol)
     place = safety.entry(kernel, symbol, body)
     safety.check_instructions(body)
+    safety.check_addresses(body)
     for part in body.parts[1:]:
         safety.check_place(kernel, Symbol(part.name, part.address, part.size))
     keys = _each(body, kernel.static_keys)
@@ -75,7 +77,6 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
         return_thunks=kernel.return_thunks(),
         unwind=_unwind(kernel, body),
         ways=_ways(kernel, body, place, {key.address for key in keys} | {call.address for call in calls}),
-        references=safety.self_references(body),
         fixups=_each(body, kernel.fixups),
         keys=keys,
         bugs=_each(body, kernel.bugs),
@@ -84,7 +85,13 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
     )
     _check_tables(original)
     safety.check_tables(kernel, body)
+    write(original, Edition("rehearsal", 1, original.state, original.entry.ftrace is None, Tables()))
     return original
+
+
+def check(kernel: Kernel, name: str) -> Original:
+    """Examine the function called NAME, which must be unique."""
+    return examine(kernel, kernel.function(name))
 
 
 _T = TypeVar("_T")
@@ -127,7 +134,9 @@ def _ways(kernel: Kernel, body: Body, place: Entry, sites: set[int]) -> dict[int
         if any(part.address <= target < part.limit for part in body.parts):
             if target not in body.boundaries:
                 raise Refusal(
-                    body.name, f"branch to {target:#x}, where no instruction begins", address=instruction.address
+                    body.name,
+                    f"branch to {target:#x}, where no instruction begins",
+                    address=instruction.address,
                 )
             continue
         if instruction.kind is Kind.LOOP:
@@ -145,7 +154,9 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
     if symbol is None or symbol.address != target:
         where = f"{symbol.name}+{target - symbol.address:#x}" if symbol else "no symbol"
         raise Refusal(
-            body.name, f"branch to {target:#x} ({where}), not the start of a function", address=instruction.address
+            body.name,
+            f"branch to {target:#x} ({where}), not the start of a function",
+            address=instruction.address,
         )
     return Way(f"{target:#x}")
 
@@ -179,7 +190,6 @@ class _Clone:
         self.original = original
         self.edition = edition
         self.patched = {key.address for key in original.keys} | {call.address for call in original.calls}
-        self.patched.update(original.references)
         if original.entry.ftrace is not None:
             self.patched.add(original.entry.ftrace)
         self.keys = {key.address: key for key in original.keys}
@@ -191,7 +201,6 @@ class _Clone:
         original = self.original
         labels = set(original.unwind)
         labels.update(i.target for i in original.body.instructions if i.target in original.body.boundaries)
-        labels.update(reference.target for reference in original.references.values())
         for fixup in original.fixups:
             labels.update((fixup.address, fixup.fixup))
         for key in original.keys:
@@ -233,15 +242,17 @@ class _Clone:
         original, edition = self.original, self.edition
         if instruction.address == original.entry.ftrace:
             edition.tables.ftrace.append(f"\t.quad {edition.label(instruction.address)}")
-            return ["#ifdef CC_USING_NOP_MCOUNT", writer.data(arch.NOP5), "#else", "\tcall __fentry__", "#endif"]
+            return [
+                "#ifdef CC_USING_NOP_MCOUNT",
+                writer.data(arch.NOP5),
+                "#else",
+                "\tcall __fentry__",
+                "#endif",
+            ]
         if key := self.keys.get(instruction.address):
             return self._static_key(instruction, key)
         if instruction.address in self.calls:
             return self._static_call(instruction, state)
-        if reference := original.references.get(instruction.address):
-            form = "R_X86_64_32S" if reference.width == 4 else "R_X86_64_64"
-            place = edition.label(reference.target)
-            return writer.patched(instruction, reference.offset, reference.width, form, place)
         kind = instruction.kind
         target = instruction.target
         if kind is Kind.RETURN or (kind is Kind.JUMP and target in original.return_thunks):
@@ -252,18 +263,9 @@ class _Clone:
         if kind in arch.DIRECT and target is not None:
             return self._direct(instruction, target, state)
         if instruction.field and target is not None:
-            return writer.relative(instruction, self._operand(instruction, target))
+            own = target in original.body.boundaries and target != original.body.address
+            return writer.relative(instruction, edition.label(target) if own else f"{target:#x}")
         return [writer.plain(instruction)]
-
-    def _operand(self, instruction: Instruction, target: int) -> str:
-        body = self.original.body
-        if target == body.address or not body.part(target):
-            return f"{target:#x}"
-        if target in body.boundaries and instruction.text.startswith("lea"):
-            return self.edition.label(target)
-        raise Refusal(
-            body.name, f"{instruction.text}: refers to {target:#x}, inside the function", address=instruction.address
-        )
 
     def _direct(self, instruction: Instruction, target: int, state: bytes | None) -> list[str]:
         original, edition = self.original, self.edition
@@ -283,7 +285,13 @@ class _Clone:
         if kind is not Kind.LOOP:
             return [f"\t{instruction.detail or 'jmp'} {destination}"]
         here = f"{edition.label(instruction.address)}.short"
-        return [f"\t{instruction.detail} {here}", f"\tjmp {here}.not", f"{here}:", f"\tjmp {destination}", f"{here}.not:"]
+        return [
+            f"\t{instruction.detail} {here}",
+            f"\tjmp {here}.not",
+            f"{here}:",
+            f"\tjmp {destination}",
+            f"{here}.not:",
+        ]
 
     def _indirect_tail(self, instruction: Instruction, state: bytes | None) -> list[str]:
         original = self.original
@@ -294,7 +302,9 @@ class _Clone:
             register = "r11" if "%r11" in instruction.text else "r10"
             if "%r10" in instruction.text and "%r11" in instruction.text and not self.edition.preserve:
                 raise Refusal(
-                    original.name, f"{instruction.text}: needs both free registers", address=instruction.address
+                    original.name,
+                    f"{instruction.text}: needs both free registers",
+                    address=instruction.address,
                 )
         if instruction.field and instruction.target is not None:
             jump = writer.relative(instruction, f"{instruction.target:#x}")
@@ -343,7 +353,9 @@ class _Clone:
             stub = edition.tail([f"{site}:", "\t.byte 0xe9\t# static call", f"\t.long {target:#x} - . - 4"])
             return [f"\t{instruction.detail or 'jmp'} {stub}"]
         raise Refusal(
-            original.name, f"{instruction.text}: not what a static call's site holds", address=instruction.address
+            original.name,
+            f"{instruction.text}: not what a static call's site holds",
+            address=instruction.address,
         )
 
     def _tables(self) -> None:

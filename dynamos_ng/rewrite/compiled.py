@@ -87,7 +87,9 @@ class Compiled:
         code = section.data[piece.value : piece.value + piece.size]
         decoded = reader.decode(self.symbol.name, code, base)
         relocations = [
-            r for r in self.unit.relocations.get(piece.section, ()) if piece.value <= r.offset < piece.value + piece.size
+            r
+            for r in self.unit.relocations.get(piece.section, ())
+            if piece.value <= r.offset < piece.value + piece.size
         ]
         starts = [instruction.address & 0xFFFFFFFF for instruction in decoded]
         for relocation in relocations:
@@ -96,7 +98,8 @@ class Compiled:
         return Part(piece.name, base, piece.size, tuple(self._aimed(instruction) for instruction in decoded))
 
     def _aimed(self, instruction: Instruction) -> Instruction:
-        """Return the instruction with the target that its relocation gives; None for one outside the object."""
+        """Return the instruction with the target that its relocation gives; None for one outside the
+        object."""
         for relocation in self._at.get(instruction.address, ()):
             if not RELOCATIONS[relocation.type][2]:
                 continue
@@ -132,9 +135,7 @@ class Compiled:
         found = self._table(name)
         if found is None:
             return set()
-        return {
-            address(r.symbol.section, r.symbol.value + r.addend) for r in found[1] if r.offset % stride == 0
-        }
+        return {address(r.symbol.section, r.symbol.value + r.addend) for r in found[1] if r.offset % stride == 0}
 
     def _alternatives(self) -> list[tuple[int, int]]:
         """Return the ranges of code that the loader may overwrite as a whole: they keep their length."""
@@ -193,7 +194,13 @@ class Compiled:
             return [writer.data(opcode), f"\t.{'byte' if width == 1 else 'long'} {target} - . - {width}"]
         if kind is Kind.LOOP:
             here = f"{target}.short.{instruction.address:x}"
-            return [f"\t{instruction.detail} {here}", f"\tjmp {here}.not", f"{here}:", f"\tjmp {target}", f"{here}.not:"]
+            return [
+                f"\t{instruction.detail} {here}",
+                f"\tjmp {here}.not",
+                f"{here}:",
+                f"\tjmp {target}",
+                f"{here}.not:",
+            ]
         return [f"\t{instruction.detail or 'jmp'} {target}"]
 
     def _leave(
@@ -204,7 +211,9 @@ class Compiled:
         except Refusal as error:
             raise self._refusal(error.reason, error.address) from None
         if any(start <= instruction.address < end for start, end in self._fixed):
-            raise self._refusal(f"{instruction.text}: leaves the function from within an alternative", instruction.address)
+            raise self._refusal(
+                f"{instruction.text}: leaves the function from within an alternative", instruction.address
+            )
         if instruction.kind is Kind.JUMP_INDIRECT:
             register = "r11" if "%r11" in instruction.text else "r10"
             if "%r10" in instruction.text and register == "r11":
@@ -233,7 +242,9 @@ class Compiled:
                 if relocation.addend != self._field(instruction, relocation) - instruction.size:
                     break
                 name = relocation.symbol.name
-                return name if name == _RETURN or writer.registers_of(name) else expression(relocation.symbol, 0, False, 0)
+                return (
+                    name if name == _RETURN or writer.registers_of(name) else expression(relocation.symbol, 0, False, 0)
+                )
         if target is not None:
             section, offset = (target >> 32) - 1, target & 0xFFFFFFFF
             for symbol in self.unit.symbols:
@@ -241,7 +252,10 @@ class Compiled:
                     return expression(symbol, 0, False, 0)
         if instruction.kind is Kind.RETURN:
             return _RETURN
-        raise self._refusal(f"{instruction.text}: branch to something that is not the start of a function", instruction.address)
+        raise self._refusal(
+            f"{instruction.text}: branch to something that is not the start of a function",
+            instruction.address,
+        )
 
     def _static_key(self, instruction: Instruction, edition: Edition) -> list[str]:
         if instruction.kind is Kind.NOP:

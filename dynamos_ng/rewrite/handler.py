@@ -1,7 +1,7 @@
 """The redirection handler: which edition does this process run?
 
-Reached by the trampoline's direct jump. `r10` and `r11` are free at the entry of a C function; a function that is
-perhaps not C (it has no ftrace site) gets a handler that changes nothing.
+Reached by the trampoline's direct jump. `r10` and `r11` are free at the entry of a C function; a function
+that is perhaps not C (it has no ftrace site) gets a handler that changes nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dynamos_ng.rewrite.writer import Edition, Tables, deeper
 class Constants:
     """What the running kernel's layout says.
 
-    `current` is the offset of the current task's pointer from %gs, `tgid` the offset of the thread group's number in
-    struct task_struct. `return_thunk` is the symbol that returns jump to, "" for a kernel with plain returns.
+    `current` is the offset of the current task's pointer from %gs, `tgid` the offset of the thread group's
+    number in struct task_struct. `return_thunk` is the symbol that returns jump to, "" for a kernel with
+    plain returns.
     """
 
     current: int
@@ -26,9 +27,15 @@ class Constants:
 
 
 def handler(
-    label: str, editions: Sequence[Edition], state: bytes | None, preserve: bool, constants: Constants, tables: Tables
+    label: str,
+    editions: Sequence[Edition],
+    state: bytes | None,
+    preserve: bool,
+    constants: Constants,
+    tables: Tables,
 ) -> list[str]:
-    """Return the text of LABEL_handler; unless PRESERVE, it falls through into the first edition, which must follow."""
+    """Return the text of LABEL_handler; unless PRESERVE, it falls through into the first edition, which must
+    follow."""
     name = f"{label}_handler"
     others = [edition for edition in editions if edition.number > 1]
     tables.unwind(name, state)

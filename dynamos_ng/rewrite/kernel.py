@@ -11,7 +11,8 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Symbol:
-    """A code symbol; it reaches to the next higher symbol (`size` bytes). `module` is "" for the kernel proper."""
+    """A code symbol; it reaches to the next higher symbol (`size` bytes). `module` is "" for the kernel
+    proper."""
 
     name: str
     address: int
@@ -66,12 +67,17 @@ class StaticCall:
 class Kernel(Protocol):
     """A kernel's code and tables; ranges are half open, results are in ascending order of address."""
 
+    def function(self, name: str, position: int | None = None) -> Symbol:
+        """Return the function of that name, the POSITIONth from 1 where there are several."""
+        ...
+
     def read(self, address: int, size: int) -> bytes:
         """Return SIZE bytes at ADDRESS."""
         ...
 
     def containing(self, address: int) -> Symbol | None:
-        """Return the code symbol that ADDRESS lies in; among aliases the first by name order of the kernel."""
+        """Return the code symbol that ADDRESS lies in; among aliases the first by name order of the
+        kernel."""
         ...
 
     def names(self, address: int) -> tuple[str, ...]:
@@ -91,7 +97,8 @@ class Kernel(Protocol):
         ...
 
     def orc(self, start: int, end: int) -> list[tuple[int, bytes]]:
-        """Return unwind entries (address, 6 bytes), the first being the one in force at START; [] without ORC."""
+        """Return unwind entries (address, 6 bytes), the first being the one in force at START; [] without
+        ORC."""
         ...
 
     def fixups(self, start: int, end: int) -> list[Fixup]:

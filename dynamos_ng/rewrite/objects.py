@@ -1,7 +1,8 @@
 """C editions: compiled objects become assembler text, with the editions' code moved and counted.
 
-Everything else in an object stays byte for byte. An edition's old place keeps its bytes' room, so that no distance
-inside a section changes: a jump to the moved edition, then breakpoints. Tables follow the moved instructions.
+Everything else in an object stays byte for byte. An edition's old place keeps its bytes' room, so that no
+distance inside a section changes: a jump to the moved edition, then breakpoints. Tables follow the moved
+instructions.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _TYPES = {1: "@progbits", 8: "@nobits", 14: "@init_array", 15: "@fini_array", 16
 
 
 class Object:
-    """A relocatable object as the compiler (or `ld -r`) made it; NAME is for messages. BuildError if it is not one."""
+    """A relocatable object as the compiler (or `ld -r`) made it; NAME is for messages. BuildError if it is
+    not one."""
 
     def __init__(self, raw: bytes, name: str) -> None:
         self.elf = Elf(raw, name)
@@ -102,13 +104,18 @@ class Program:
         return text + symbols
 
     def _symbols(self) -> list[str]:
-        """Return the objects' own symbols; a local name that occurs twice is told apart by its object's number."""
+        """Return the objects' own symbols; a local name that occurs twice is told apart by its object's
+        number."""
         text: list[str] = []
         locals_: set[str] = set()
         globals_: dict[str, str] = {}
         for unit in self._units:
             for symbol in unit.elf.symbols:
-                if symbol.section in (elf.UNDEFINED, elf.COMMON) or symbol.type not in (0, elf.OBJECT, elf.FUNCTION):
+                if symbol.section in (elf.UNDEFINED, elf.COMMON) or symbol.type not in (
+                    0,
+                    elf.OBJECT,
+                    elf.FUNCTION,
+                ):
                     continue
                 if symbol.section == elf.ABSOLUTE or not symbol.name or symbol.name in unit.editions:
                     continue
@@ -150,8 +157,8 @@ class _Names:
     def expression(self, symbol: Symbol, addend: int, exact: bool = False, ahead: int = 0) -> str:
         """Return SYMBOL + ADDEND as gas wants it.
 
-        AHEAD is what the processor adds (4 for a displacement that ends its instruction); EXACT means that the
-        first instruction of an edition is meant, not its counted entry.
+        AHEAD is what the processor adds (4 for a displacement that ends its instruction); EXACT means that
+        the first instruction of an edition is meant, not its counted entry.
         """
         if symbol.section == elf.UNDEFINED:
             return _plus(self._undefined(symbol.name), addend)
@@ -212,13 +219,17 @@ def _dump(unit: _Unit, section: Section, names: _Names) -> list[str]:
         return text
     at = 0
     for start, end, edition in holes:
-        text += _bytes(unit, section, at, start, relocations, names)
+        text += _bytes(section, at, start, relocations, names)
         if start == edition.symbol.value and section.index == edition.symbol.section:
-            text += ["\t.byte 0xe9", f"\t.long {edition.symbol.name} - . - 4", f"\t.fill {end - start - 5}, 1, 0xcc"]
+            text += [
+                "\t.byte 0xe9",
+                f"\t.long {edition.symbol.name} - . - 4",
+                f"\t.fill {end - start - 5}, 1, 0xcc",
+            ]
         else:
             text.append(f"\t.fill {end - start}, 1, 0xcc")
         at = end
-    return text + _bytes(unit, section, at, section.size, relocations, names)
+    return text + _bytes(section, at, section.size, relocations, names)
 
 
 def _gone(unit: _Unit, relocation: Relocation) -> bool:
@@ -234,9 +245,7 @@ def _target(section: Section, relocation: Relocation, names: _Names) -> str:
     return names.expression(relocation.symbol, relocation.addend, section.name in _TABLES, ahead)
 
 
-def _bytes(
-    unit: _Unit, section: Section, start: int, end: int, relocations: Sequence[Relocation], names: _Names
-) -> list[str]:
+def _bytes(section: Section, start: int, end: int, relocations: Sequence[Relocation], names: _Names) -> list[str]:
     """Return a stretch of a section's bytes with its relocations."""
     text: list[str] = []
     at = start

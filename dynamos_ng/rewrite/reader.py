@@ -1,7 +1,7 @@
 """Reader: the bytes of a function, all of its parts, as decoded instructions.
 
-A function is its main part and the parts that the compiler moved away (`NAME.cold`); parts are found by following
-branches. Padding behind the last instruction of a part belongs to nobody and is left out.
+A function is its main part and the parts that the compiler moved away (`NAME.cold`); parts are found by
+following branches. Padding behind the last instruction of a part belongs to nobody and is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from dynamos_ng.rewrite.kernel import Kernel, Symbol
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a function: `size` is the extent up to the next symbol, `end` is past its last instruction."""
+    """A stretch of a function: `size` is the extent up to the next symbol, `end` is past its last
+    instruction."""
 
     name: str
     address: int
@@ -75,7 +76,8 @@ class Body:
 
 
 def read(kernel: Kernel, symbol: Symbol) -> Body:
-    """Read the function at SYMBOL and the cold parts that it branches into; Refusal for what cannot be decoded."""
+    """Read the function at SYMBOL and the cold parts that it branches into; Refusal for what cannot be
+    decoded."""
     names = [symbol.name, *kernel.names(symbol.address)]
     cold = re.compile("|".join(re.escape(name) + r"\.cold(\.\d+)?" for name in names))
     parts = [_part(symbol.name, kernel, symbol)]
@@ -83,10 +85,10 @@ def read(kernel: Kernel, symbol: Symbol) -> Body:
     while seen < len(parts):
         part = parts[seen]
         seen += 1
-        for instruction in part.instructions:
-            target = instruction.target
-            if instruction.kind not in arch.DIRECT or target is None:
-                continue
+        targets = [i.target for i in part.instructions if i.kind in arch.DIRECT and i.target is not None]
+        targets += [key.target for key in kernel.static_keys(part.address, part.end)]
+        targets += [fixup.fixup for fixup in kernel.fixups(part.address, part.end)]
+        for target in targets:
             if any(known.address <= target < known.limit for known in parts):
                 continue
             other = kernel.containing(target)
@@ -101,7 +103,8 @@ def _part(function: str, kernel: Kernel, symbol: Symbol) -> Part:
 
 
 def decode(function: str, code: bytes, address: int) -> tuple[Instruction, ...]:
-    """Decode a part's bytes and trim its padding; Refusal at the first byte that starts no known instruction."""
+    """Decode a part's bytes and trim its padding; Refusal at the first byte that starts no known
+    instruction."""
     instructions, covered = arch.decode(code, address)
     kept = trim(instructions)
     if covered < len(code) and code[covered:].strip(b"\xcc\x90\0"):

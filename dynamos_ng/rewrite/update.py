@@ -1,4 +1,5 @@
-"""The assembler text of a whole update: handlers, editions, their tables, and the description for dynamos.ko."""
+"""The assembler text of a whole update: handlers, editions, their tables, and the description for
+dynamos.ko."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ _NEVER_RETURNS = 1
 
 @dataclass(frozen=True)
 class Redirect:
-    """A function to be redirected: the original, and the symbol of each edition above 1 in the compiled objects.
+    """A function to be redirected: the original, and the symbol of each edition above 1 in the compiled
+    objects.
 
-    `label` begins the names of its symbols (LABEL_handler, LABEL_v1, …); "" means the function's own name. Give one
-    where two functions of one name are in the same update.
+    `label` begins the names of its symbols (LABEL_handler, LABEL_v1, …); "" means the function's own name.
+    Give one where two functions of one name are in the same update.
     """
 
     original: Original
@@ -38,12 +40,13 @@ def generate(
     redirects: Sequence[Redirect],
     objects: Sequence[Object],
     constants: Constants,
-    resolve: Callable[[str], int | None] = lambda name: None,
+    resolve: Callable[[str], int | None] = lambda _name: None,
 ) -> str:
-    """Return the text of update.S; Refusal for an edition that cannot be moved, UsageError for a wrong description.
+    """Return the text of update.S; Refusal for an edition that cannot be moved, UsageError for a wrong
+    description.
 
-    RESOLVE gives the address of a symbol that OBJECTS use and do not define, or None to leave it to the module
-    loader.
+    RESOLVE gives the address of a symbol that OBJECTS use and do not define, or None to leave it to the
+    module loader.
     """
     _check(redirects)
     tables = Tables()

@@ -1,7 +1,8 @@
 """Writer: assembler text of moved instructions, exit stubs and tail stubs.
 
-Bytes that do not depend on their place stay bytes, with the disassembly beside them; branches inside the function
-become `jmp label` (the assembler picks the size); what leaves the function goes through a stub that counts the exit.
+Bytes that do not depend on their place stay bytes, with the disassembly beside them; branches inside the
+function become `jmp label` (the assembler picks the size); what leaves the function goes through a stub that
+counts the exit.
 """
 
 from __future__ import annotations
@@ -37,15 +38,6 @@ def relative(instruction: Instruction, target: str) -> list[str]:
     ]
     if after > 4:
         lines.append(data(instruction.code[field + 4 :]))
-    return lines
-
-
-def patched(instruction: Instruction, offset: int, width: int, kind: str, target: str) -> list[str]:
-    """Return an instruction whose WIDTH bytes at OFFSET are filled by a relocation of type KIND against TARGET."""
-    lines = [f"{data(instruction.code[:offset])}\t# {instruction.text}", f"\t.reloc ., {kind}, {target}"]
-    lines.append(data(bytes(width)))
-    if offset + width < instruction.size:
-        lines.append(data(instruction.code[offset + width :]))
     return lines
 
 
@@ -104,8 +96,9 @@ def deeper(state: bytes | None, words: int) -> bytes | None:
 class Edition:
     """Text of one edition: counted entry, moved code, exit stub, tail stubs.
 
-    `name` is its global label. `state` is the unwind entry at a function's first instruction, None without ORC.
-    With `preserve`, no register and no flag changes on the way in or out (the callers may not follow C's rules).
+    `name` is its global label. `state` is the unwind entry at a function's first instruction, None without
+    ORC. With `preserve`, no register and no flag changes on the way in or out (the callers may not follow C's
+    rules).
     """
 
     name: str

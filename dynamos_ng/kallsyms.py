@@ -1,0 +1,105 @@
+"""The kernel's symbols, from /proc/kallsyms or a saved copy of it."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamos_ng.errors import ImageError
+
+KALLSYMS = Path("/proc/kallsyms")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A line of kallsyms."""
+
+    name: str
+    address: int
+    type: str
+    module: str
+
+
+class Symbols:
+    """The symbols of a kallsyms text."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text if text.endswith("\n") else text + "\n"
+        lines = self._text.split("\n")
+        lines.pop()
+        if not lines or len(lines[0]) < 20:
+            raise ImageError("kallsyms: no symbols of a 64-bit kernel")
+        raw = bytes.fromhex("".join([line[:16] for line in lines]))
+        addresses = array("Q", raw)
+        addresses.byteswap()
+        if not any(addresses):
+            raise ImageError("kallsyms: all addresses are zero: run as root (see kernel.kptr_restrict)")
+        order = sorted(range(len(lines)), key=addresses.__getitem__)
+        self._lines = lines
+        self._order = order
+        self._sorted = array("Q", [addresses[i] for i in order])
+
+    @classmethod
+    def live(cls) -> Symbols:
+        """Return the running kernel's symbols."""
+        try:
+            return cls(KALLSYMS.read_text())
+        except OSError as error:
+            raise ImageError(f"{KALLSYMS}: {error.strerror}") from None
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def _named(self, line: str) -> Named:
+        name, _, module = line[19:].partition("\t")
+        return Named(name, int(line[:16], 16), line[17], module[1:-1])
+
+    def find(self, name: str, module: str = "") -> list[Named]:
+        """Return the symbols of that name in the kernel proper or in a module, in kallsyms' order."""
+        text = self._text
+        wanted = f" {name}\t[{module}]" if module else f" {name}\n"
+        found = []
+        at = text.find(wanted)
+        while at >= 0:
+            start = text.rfind("\n", 0, at) + 1
+            if at == start + 18:
+                found.append(self._named(text[start : text.index("\n", at)]))
+            at = text.find(wanted, at + 1)
+        return found
+
+    def in_modules(self, name: str) -> bool:
+        """Return whether a loaded module has a symbol of that name."""
+        return bool(re.search(rf"^[0-9a-f]{{16}} . {re.escape(name)}\t\[", self._text, re.MULTILINE))
+
+    def like(self, part: str) -> list[str]:
+        """Return the names of code symbols that contain PART, shortest first."""
+        pattern = rf"^[0-9a-f]{{16}} [tTwW] (\S*{re.escape(part)}\S*)(?:\t\[\S*\])?$"
+        return sorted({match.group(1) for match in re.finditer(pattern, self._text, re.MULTILINE)}, key=len)
+
+    def address(self, name: str) -> int | None:
+        """Return the address of a symbol of the kernel proper that exists once, else None."""
+        found = self.find(name)
+        return found[0].address if len(found) == 1 else None
+
+    def at(self, address: int) -> list[Named]:
+        """Return the symbols that stand exactly at ADDRESS."""
+        low, high = bisect_left(self._sorted, address), bisect_right(self._sorted, address)
+        return [self._named(self._lines[self._order[i]]) for i in range(low, high)]
+
+    def around(self, address: int) -> tuple[list[Named], int]:
+        """Return the symbols at the highest address not above ADDRESS, and the next higher symbol address."""
+        after = bisect_right(self._sorted, address)
+        if not after or after == len(self._sorted):
+            return [], 0
+        return self.at(self._sorted[after - 1]), self._sorted[after]
+
+    def code(self) -> list[Named]:
+        """Return all symbols of code type in the kernel proper, in order of address."""
+        return [
+            self._named(line)
+            for line in (self._lines[i] for i in self._order)
+            if line[17] in "tTwW" and "\t" not in line
+        ]
