@@ -171,9 +171,7 @@ class LinkInfo:
 
 
 def _bpf(command: int, attr: c.Structure) -> int:
-    result = int(
-        _libc.syscall(c.c_long(_SYS_BPF), c.c_long(command), c.byref(attr), c.c_ulong(c.sizeof(attr)))
-    )
+    result = int(_libc.syscall(c.c_long(_SYS_BPF), c.c_long(command), c.byref(attr), c.c_ulong(c.sizeof(attr))))
     if result < 0:
         number = c.get_errno()
         raise OSError(number, os.strerror(number))
@@ -199,9 +197,7 @@ def map_create(name: str, shape: MapShape) -> int:
     )
 
 
-def _element(
-    command: int, fd: int, key: bytes | None, value: c.Array[c.c_char] | None, flags: int = 0
-) -> None:
+def _element(command: int, fd: int, key: bytes | None, value: c.Array[c.c_char] | None, flags: int = 0) -> None:
     raw_key = c.create_string_buffer(key, len(key)) if key is not None else None
     attr = _Element(
         map_fd=fd,

@@ -54,7 +54,7 @@ def _compile(source: str, **defines: str | int) -> Any:
     flags += ["-fms-extensions", "-w"]
     try:
         return bcc.BPF(text=(SOURCES / source).read_bytes(), cflags=flags)
-    except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise
+    except Exception as error:  # bcc raises nothing more precise
         raise MissingTool(
             f"bcc cannot compile {SOURCES / source}: {error}; are the headers of the running kernel installed? "
             f"apt-get install linux-headers-{os.uname().release}"
@@ -71,7 +71,7 @@ def _load(module: Any, name: str, kind: int) -> int:
     """Load one program and return its descriptor, which the bcc object owns."""
     try:
         return int(module.load_func(name.encode(), kind).fd)
-    except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise
+    except Exception as error:  # bcc raises nothing more precise
         raise KernelRefused(f"BPF program {name}: {error}") from None
 
 
@@ -290,9 +290,7 @@ class Probes:
                 except OSError as error:
                     refused.append(Unwatchable(name, kprobes.why(error)))
                 except _Breakpoint:
-                    reason = (
-                        "no ftrace site is there: a probe would be a breakpoint, where the trampoline goes"
-                    )
+                    reason = "no ftrace site is there: a probe would be a breakpoint, where the trampoline goes"
                     refused.append(Unwatchable(name, reason))
         return tuple(refused)
 

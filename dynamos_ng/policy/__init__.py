@@ -41,9 +41,7 @@ class Rule:
             raise UsageError("program name: it is empty; give the name that /proc/PID/comm shows")
         if "/" in self.comm:
             name = self.comm.rsplit("/", 1)[-1]
-            raise UsageError(
-                f"program name {self.comm}: give the name alone, without folders: {name or 'NAME'}"
-            )
+            raise UsageError(f"program name {self.comm}: give the name alone, without folders: {name or 'NAME'}")
         if any(ord(letter) < 32 or ord(letter) == 127 for letter in self.comm):
             raise UsageError(f"program name {self.comm!r}: it holds control characters")
         raw = self.comm.encode(errors="surrogateescape")

@@ -277,9 +277,7 @@ def test_a_restarted_daemon_takes_the_links_over_without_compiling(
     assert probes.ensure_classification(PINS)
 
 
-def test_another_version_replaces_the_links_without_a_gap(
-    maps: bpfmaps.Maps, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_version_replaces_the_links_without_a_gap(maps: bpfmaps.Maps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "_digest", lambda: "another")
     stop = threading.Event()
     agreed: list[bool] = []
@@ -350,8 +348,8 @@ def test_bpftool_shows_what_was_written(maps: bpfmaps.Maps) -> None:
     pid = os.getpid()
     number = pid // 8
     looked_up = subprocess.run(
-        ["bpftool", "-j", "map", "lookup", "pinned", str(PINS / "policy")]
-        + ["key", *(str(byte) for byte in number.to_bytes(4, "little"))],
+        ["bpftool", "-j", "map", "lookup", "pinned", str(PINS / "policy"), "key"]
+        + [str(byte) for byte in number.to_bytes(4, "little")],
         check=True,
         capture_output=True,
     ).stdout
@@ -396,7 +394,7 @@ def test_a_pin_of_another_shape_is_refused(tmp_path: Path) -> None:
     try:
         fd = bpf.map_create("policy", bpf.MapShape(bpf.MAP_ARRAY, 4, 8, 4096, bpf.F_MMAPABLE))
         bpf.pin(fd, pins / "policy")
-        with pytest.raises(DynamosError, match="4096 entries.*needed is .*524288 entries.*rm -r"):
+        with pytest.raises(DynamosError, match=r"4096 entries.*needed is .*524288 entries.*rm -r"):
             bpfmaps.open_maps(directory=pins)
         assert [path.name for path in pins.iterdir()] == ["policy"]
         os.close(fd)

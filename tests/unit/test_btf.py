@@ -41,9 +41,9 @@ def test_members_beside_bit_fields_are_found_and_bit_fields_are_not(tmp_path: Pa
 
 def test_what_is_not_there_has_no_offset(tmp_path: Path) -> None:
     types = btf(tmp_path, structure("task", 64, [("pid", 256)]))
-    assert [
-        types.offset(*what) for what in (("task", "tgid"), ("task", "x"), ("x", "pid"), ("tgid", "pid"))
-    ] == [None] * 4
+    assert [types.offset(*what) for what in (("task", "tgid"), ("task", "x"), ("x", "pid"), ("tgid", "pid"))] == [
+        None
+    ] * 4
 
 
 def test_two_structures_of_one_name_are_not_guessed_between(tmp_path: Path) -> None:
