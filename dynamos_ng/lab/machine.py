@@ -78,20 +78,23 @@ def run(
     env: Mapping[str, str] | None = None,
     cmdline: str = "nokaslr",
     checkout: Path = CHECKOUT,
+    stop: Callable[[], str] | None = None,
 ) -> Result:
     """Run a command in a new guest as root and return how it ended.
 
     `timeout`: seconds for the command itself; the boot has its own limit. `out_dir` is /out in the guest, CHECKOUT is
     /dynamos (read-only). `on_output` gets the output as it comes. `cmdline`: kernel arguments besides the usual.
+    `stop` is asked twice a second; a reason that it gives ends the guest with GuestTimeout.
     Raises GuestTimeout, GuestDied (also when the kernel reported a BUG, WARN or oops), LabError.
     """
     if out_dir is None:
         with out_folder() as folder:
             return run(argv, timeout=timeout, out_dir=folder, cpus=cpus, memory=memory, on_output=on_output,
-                       env=env, cmdline=cmdline, checkout=checkout)  # fmt: skip
+                       env=env, cmdline=cmdline, checkout=checkout, stop=stop)  # fmt: skip
     with _Guest(out_dir, checkout, env or {}) as guest:
         (guest.hidden / "command").write_text(f"exec {shlex.join(argv)}\n")
-        return guest.command(timeout, cpus, memory, cmdline, on_output)
+        process, port = guest.boot(cpus, memory, cmdline, on_output, stop or (lambda: ""))
+        return guest.follow(process, port, timeout)
 
 
 def shell(*, cpus: int = 2, memory: str = "2G", cmdline: str = "nokaslr", out_dir: Path | None = None) -> None:
@@ -112,6 +115,8 @@ class _Guest:
         self.out = out.resolve()
         self.checkout = checkout
         self.hidden = self.out / ".lab"
+        self.console = self.hidden / "console"
+        self.messages = self.hidden / "qemu"
         self.root = root.ensure()
         self.initramfs = initramfs.ensure(self.root)
         self.mark = "dynamos-lab-" + secrets.token_hex(8)
@@ -124,6 +129,7 @@ class _Guest:
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "DYNAMOS_KBUILD": "/run/lab/kbuild",
+            "DYNAMOS_LAB": "1",
             **environment,
         }
 
@@ -135,7 +141,6 @@ class _Guest:
         (self.hidden / "kbuild").mkdir()
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in self.environment.items()]
         (self.hidden / "environment").write_text("".join(lines))
-        self.console = self.hidden / "console"
         self.kbuild = Service(self.root, self.hidden / "kbuild")
         self.kbuild.start()
         return self
@@ -167,47 +172,54 @@ class _Guest:
             *share("dynamos", self.checkout, ",readonly=on"), *share("out", self.out),
         ]  # fmt: skip
 
-    def command(
-        self, timeout: float, cpus: int, memory: str, cmdline: str, on_output: Callable[[str], None] | None
-    ) -> Result:
-        """Boot, follow the output port, and tell how it ended."""
+    def boot(
+        self,
+        cpus: int,
+        memory: str,
+        cmdline: str,
+        on_output: Callable[[str], None] | None,
+        stop: Callable[[], str],
+    ) -> tuple[subprocess.Popen[bytes], _Port]:
+        """Start QEMU; the caller owns the process."""
         here, there = socket.socketpair()
-        messages = self.hidden / "qemu"
         argv = [
             *self.qemu(cpus, memory, cmdline), "-serial", f"file:{self.console}",
             "-device", "virtio-serial-pci", "-chardev", f"socket,id=output,fd={there.fileno()}",
             "-device", "virtserialport,chardev=output,name=output",
         ]  # fmt: skip
-        with here, messages.open("wb") as log:
+        with there, self.messages.open("wb") as log:
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(there.fileno(),)
             )
-            there.close()
-            try:
-                port = _Port(here, self.mark, on_output)
-                started = self._follow(port, "started", BOOT_SECONDS, "the guest did not boot")
-                if started is not None:
-                    port.restart()
-                    self._follow(port, "ended", timeout, "the command did not end")
-                    self._off(process)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
-        console = self.console.read_text(errors="replace") if self.console.exists() else ""
+        return process, _Port(here, self.mark, on_output, stop)
+
+    def follow(self, process: subprocess.Popen[bytes], port: _Port, timeout: float) -> Result:
+        """Follow the output port up to the guest's end, whichever it is, and tell it."""
+        try:
+            self._wait(port, "started", BOOT_SECONDS, "the guest did not boot")
+            if not port.closed:
+                port.restart()
+                self._wait(port, "ended", timeout, "the command did not end")
+            if not port.closed:
+                self._off(process)
+        finally:
+            process.kill()
+            process.wait()
+            port.end.close()
         if port.status is None:
-            said = messages.read_text(errors="replace").strip()
+            said = self.messages.read_text(errors="replace").strip()
             raise GuestDied(f"the guest died{f' ({said})' if said else ''}.{self._end()}{_printed(port.text)}")
+        console = self._console()
         if bad := trouble(console):
-            raise GuestDied(f"the guest's kernel reported trouble: {bad}{self._end()}{_printed(port.text)}")
+            raise GuestDied(f"the guest's kernel reported trouble: {bad}.{self._end()}{_printed(port.text)}")
         return Result(port.status, port.text, console)
 
-    def _follow(self, port: _Port, word: str, seconds: float, late: str) -> str | None:
-        """Read until the guest says WORD; None when the guest is gone. GuestTimeout after SECONDS."""
-        found = port.until(word, time.monotonic() + seconds)
-        if found is None and not port.closed:
-            raise GuestTimeout(f"{late} within {seconds:g} s.{self._end()}{_printed(port.text)}")
-        return found
+    def _wait(self, port: _Port, word: str, seconds: float, late: str) -> None:
+        """Read until the guest says WORD or is gone; GuestTimeout after SECONDS."""
+        if port.until(word, time.monotonic() + seconds) or port.closed:
+            return
+        reason = port.stopped or f"{late} within {seconds:g} s"
+        raise GuestTimeout(f"{reason}.{self._end()}{_printed(port.text)}")
 
     def _off(self, process: subprocess.Popen[bytes]) -> None:
         """Let the guest power itself off, so that a panic on the way is not lost."""
@@ -216,10 +228,12 @@ class _Guest:
         except subprocess.TimeoutExpired:
             raise GuestTimeout(f"the guest did not power off within {OFF_SECONDS:g} s.{self._end()}") from None
 
+    def _console(self) -> str:
+        return self.console.read_text(errors="replace") if self.console.exists() else ""
+
     def _end(self) -> str:
         """Return the console's last lines, to be put under a message."""
-        text = self.console.read_text(errors="replace") if self.console.exists() else ""
-        lines = [line.rstrip() for line in text.splitlines()][-CONSOLE_LINES:]
+        lines = [line.rstrip() for line in self._console().splitlines()][-CONSOLE_LINES:]
         return " Its console ends:\n" + "\n".join(lines) if lines else " It wrote nothing to its console."
 
 
@@ -231,8 +245,16 @@ def _printed(text: str) -> str:
 class _Port:
     """The guest's output: text, and between NULs the marks that tell where the command starts and ends."""
 
-    def __init__(self, end: socket.socket, mark: str, on_output: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        end: socket.socket,
+        mark: str,
+        on_output: Callable[[str], None] | None,
+        stop: Callable[[], str],
+    ) -> None:
         self.end = end
+        self.stop = stop
+        self.stopped = ""
         self.mark = f"\0{mark} ".encode()
         self.on_output = on_output
         self.status: int | None = None
@@ -249,19 +271,23 @@ class _Port:
         """Forget what came before the command."""
         self._chunks.clear()
 
-    def until(self, word: str, deadline: float) -> str | None:
-        """Read up to a mark with WORD; None at the deadline or when the guest is gone (then `closed` is set)."""
+    def until(self, word: str, deadline: float) -> bool:
+        """Read up to a mark with WORD and return True.
+
+        False: at the deadline, when it was told to stop (`stopped` is set) or the guest is gone (`closed` is set).
+        """
         while True:
             if (found := self._take()) is not None:
                 name, _, rest = found.partition(" ")
                 if name == word:
                     self.status = int(rest) if rest else self.status
-                    return name
+                    return True
                 continue
             left = deadline - time.monotonic()
-            if left <= 0:
-                return None
-            if select.select([self.end], [], [], left)[0]:
+            self.stopped = self.stop()
+            if left <= 0 or self.stopped:
+                return False
+            if select.select([self.end], [], [], min(left, 0.5))[0]:
                 try:
                     data = self.end.recv(65536)
                 except ConnectionError:
@@ -269,7 +295,7 @@ class _Port:
                 if not data:
                     self._emit(self._pending)
                     self.closed = True
-                    return None
+                    return False
                 self._pending += data
 
     def _take(self) -> str | None:

@@ -1,0 +1,64 @@
+"""pytest plugin for the guest's side: runs what the host asks for, writes one line of JSON per event to /out.
+
+Events: ``start`` and ``finish`` of a test, ``report`` of one of its phases, ``broken`` for a file that cannot be
+collected.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OUT = Path("/out")
+WANTED = "wanted.json"
+EVENTS = "events.jsonl"
+
+
+def _write(**event: Any) -> None:
+    with (OUT / EVENTS).open("a") as file:
+        file.write(json.dumps(event, default=str) + "\n")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what the host wants, in the host's order."""
+    collected = {item.nodeid: item for item in items}
+    wanted = json.loads((OUT / WANTED).read_text())
+    items[:] = [collected[nodeid] for nodeid in wanted if nodeid in collected]
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Tell of files that cannot be collected."""
+    if report.failed:
+        _write(event="broken", nodeid=report.nodeid, text=report.longreprtext)
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Tell which test is under way, should the guest die in it."""
+    _write(event="start", nodeid=nodeid)
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """Tell that a test is over."""
+    _write(event="finish", nodeid=nodeid)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Pass one phase on."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    _write(
+        event="report",
+        nodeid=report.nodeid,
+        when=report.when,
+        outcome=report.outcome,
+        text=report.longreprtext,
+        crash=[crash.path, crash.lineno, crash.message] if crash else None,
+        skip=list(report.longrepr) if isinstance(report.longrepr, tuple) else None,
+        wasxfail=getattr(report, "wasxfail", None),
+        sections=report.sections,
+        duration=report.duration,
+        properties=report.user_properties,
+    )
