@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ class Device:
     def stacks(self, ranges: Sequence[tuple[int, int]], max_holders: int = 4096) -> StackWalk:
         """Return the tasks whose stacks hold an address inside one of the ranges [start, end).
 
-        `Holder.address` is the word nearest the top of the stack; names are left to the caller.
+        `Holder.address` is the innermost one; names are left to the caller.
         """
         ordered = sorted(ranges)
         packed = (uapi.Range * len(ordered))(*(uapi.Range(*ends) for ends in ordered))
@@ -184,7 +185,10 @@ class Device:
         if code := self._ioctl(uapi.IOC_STACKS, raw):
             raise KernelRefused(f"stacks: {meaning(code)}", code)
         holders = tuple(
-            Holder(h.pid, h.tgid, h.comm.decode(errors="replace"), h.address, h.words)
+            Holder(
+                h.pid, h.tgid, h.comm.decode(errors="replace"), h.address, h.words,
+                frames=tuple(itertools.takewhile(bool, h.frames)),
+            )  # fmt: skip
             for h in room[: min(raw.nr_holders, max_holders)]
         )
         return StackWalk(holders, raw.nr_holders, raw.tasks, raw.words, raw.stop_ns)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from dynamos_ng.errors import UsageError
-from dynamos_ng.model import Holder
-
-#: Frames shown of a sleeper's stack; the outermost are the same for every system call.
-FRAMES = 12
 
 
 def check_process(pid: int) -> None:
@@ -38,19 +32,3 @@ def name_of(pid: int) -> str:
         return str(psutil.Process(pid).name())
     except psutil.Error:
         return ""
-
-
-def kernel_stack(tgid: int, tid: int) -> tuple[str, ...]:
-    """Return the kernel stack of a sleeping task, innermost frame first; empty when it is gone or running."""
-    try:
-        text = Path(f"/proc/{tgid}/task/{tid}/stack").read_text()
-    except OSError:
-        return ()
-    frames = (line.split(maxsplit=1)[-1] for line in text.splitlines() if line)
-    return tuple(frame for frame, _ in zip(frames, range(FRAMES), strict=False))
-
-
-def described(holders: Iterable[Holder]) -> Iterator[Holder]:
-    """Add the kernel stack to each holder. Idle tasks (PID 0) have none to show."""
-    for holder in holders:
-        yield replace(holder, stack=kernel_stack(holder.tgid, holder.pid)) if holder.pid else holder

@@ -96,6 +96,14 @@ class Symbols:
             return [], 0
         return self.at(self._sorted[after - 1]), self._sorted[after]
 
+    def label(self, address: int) -> str:
+        """Return an address as symbol and offset, with the module's name, as the kernel's own traces write it."""
+        found, _ = self.around(address)
+        if not found:
+            return f"{address:#x}"
+        named = found[0]
+        return f"{named.name}+{address - named.address:#x}" + (f" [{named.module}]" if named.module else "")
+
     def code(self) -> list[Named]:
         """Return all symbols of code type in the kernel proper, in order of address."""
         return [

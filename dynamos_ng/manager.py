@@ -23,6 +23,7 @@ from dynamos_ng.build.description import module_name, update_name
 from dynamos_ng.device import Device
 from dynamos_ng.errors import Busy, DynamosError, KernelRefused, UsageError
 from dynamos_ng.image import Kernel
+from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.model import (
     Change,
     EditionUse,
@@ -53,6 +54,7 @@ class Manager:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._symbols_of: tuple[str, Symbols | None] = "", None
         self._undo = ExitStack()
         with ExitStack() as undo:
             dynamos_ko.ensure_loaded()
@@ -136,7 +138,18 @@ class Manager:
                 low = edition.end
         ranges = sorted(set(ranges))
         walk = self._device.stacks([(start, end) for start, end, _, _ in ranges])
-        return replace(walk, holders=tuple(_placed(holder, ranges) for holder in walk.holders))
+        symbols = self._symbols() if walk.holders else None
+        return replace(walk, holders=tuple(_placed(holder, ranges, symbols) for holder in walk.holders))
+
+    def _symbols(self) -> Symbols:
+        """Return the kernel's symbols, read anew when modules have come or gone."""
+        modules_now = Path("/proc/modules").read_text()
+        with self._lock:
+            known, symbols = self._symbols_of
+            if symbols is None or known != modules_now:
+                symbols = Symbols.live()
+                self._symbols_of = modules_now, symbols
+            return symbols
 
     def quiescence(self, name: str, seconds: float = 0.0) -> Quiescence:
         """Ask all three sources about a function; with `seconds`, sample stacks for so long.
@@ -165,7 +178,7 @@ class Manager:
             function.name,
             function.state,
             self.uses(function),
-            replace(walk, holders=tuple(host.described(walk.holders))),
+            walk,
             self._probes.counts().get(function.name),
             samples,
         )
@@ -327,11 +340,13 @@ def _insist(attempt: Callable[[], T]) -> T:
     return attempt()
 
 
-def _placed(holder: Holder, ranges: Sequence[tuple[int, int, str, int]]) -> Holder:
+def _placed(holder: Holder, ranges: Sequence[tuple[int, int, str, int]], symbols: Symbols | None) -> Holder:
+    """Say in which edition of which function a holder is, and name its frames."""
+    stack = tuple(symbols.label(frame) for frame in holder.frames) if symbols else ()
     for start, end, name, edition in ranges:
         if start <= holder.address < end:
-            return replace(holder, function=name, edition=edition)
-    return holder
+            return replace(holder, function=name, edition=edition, stack=stack)
+    return replace(holder, stack=stack)
 
 
 def _held(update: Update, walk: StackWalk, wait: float, active: bool) -> str:
@@ -341,7 +356,7 @@ def _held(update: Update, walk: StackWalk, wait: float, active: bool) -> str:
         + ("it stays active" if active else "it stays loaded")
         + "; wait longer with --wait"
     ]
-    for holder in host.described(walk.holders):
+    for holder in walk.holders:
         lines.append(
             f"  TID {holder.pid} ({holder.comm}, PID {holder.tgid}) sleeps in "
             f"{holder.function} v{holder.edition} at {holder.address:#x}"

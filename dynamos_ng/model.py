@@ -105,7 +105,11 @@ class CallCounts:
 
 @dataclass(frozen=True)
 class Holder:
-    """A task whose stack holds an address inside given code; `words` says how many such addresses."""
+    """A task whose stack holds an address inside given code; `words` says how many such addresses.
+
+    `frames` are the return addresses of its kernel stack, innermost first, empty for a task that can run; `stack`
+    has their names.
+    """
 
     pid: int
     tgid: int
@@ -114,6 +118,7 @@ class Holder:
     words: int
     function: str = ""
     edition: int = 0
+    frames: tuple[int, ...] = ()
     stack: tuple[str, ...] = ()
 
 

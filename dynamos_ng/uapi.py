@@ -16,6 +16,7 @@ HOLDERS_MAX = 65536
 NAME_MAX = 128
 UPDATE_MAX = 64
 COMM_MAX = 16
+FRAMES_MAX = 12
 
 LOADED = 0
 REDIRECTED = 1
@@ -126,6 +127,7 @@ class Holder(c.Structure):
         ("range", c.c_uint32),
         ("words", c.c_uint32),
         ("comm", c.c_char * COMM_MAX),
+        ("frames", c.c_uint64 * FRAMES_MAX),
     ]
 
 

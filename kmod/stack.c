@@ -19,6 +19,7 @@
 #include <linux/sched/task_stack.h>
 #include <linux/stop_machine.h>
 #include <linux/timekeeping.h>
+#include <asm/unwind.h>
 
 #include "arch/x86.h"
 #include "dynamos.h"
@@ -209,6 +210,29 @@ static int range_compare(const void *key, const void *element)
 	return word >= range->end;
 }
 
+/*
+ * The stack for people to read. Only here, with all CPUs parked, is it certain
+ * that a sleeping task stays asleep: /proc/PID/stack warns (and may so panic)
+ * when a task wakes while it is unwound through a kretprobe.
+ */
+static void holder_frames(struct dynamos_holder *holder, struct task_struct *task)
+{
+	struct unwind_state state;
+	unsigned long address;
+	int i = 0;
+
+	if (task_is_running(task))
+		return;
+	for (unwind_start(&state, task, NULL, NULL);
+	     i < DYNAMOS_FRAMES_MAX && !unwind_done(&state);
+	     unwind_next_frame(&state)) {
+		address = unwind_get_return_address(&state);
+		if (!address)
+			return;
+		holder->frames[i++] = address;
+	}
+}
+
 static bool holder_seen(struct stack_scan *scan, struct task_struct *task,
 			unsigned long word)
 {
@@ -236,6 +260,7 @@ static bool holder_seen(struct stack_scan *scan, struct task_struct *task,
 	holder->range = range - holders->ranges;
 	holder->words = 1;
 	memcpy(holder->comm, task->comm, sizeof(holder->comm));
+	holder_frames(holder, task);
 	return false;
 }
 

@@ -20,7 +20,8 @@ def _table(*columns: str, title: str = "") -> Table:
     """Return an empty table; columns whose name begins with # hold numbers."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
+        number = column.startswith("#")
+        table.add_column(column.lstrip("#"), justify="right" if number else "left", overflow="fold")
     return table
 
 
@@ -44,7 +45,7 @@ def status(snapshot: dict[str, Any]) -> None:
     if not snapshot["updates"]:
         console.print("no update is loaded")
         return
-    table = _table("update", "state", "function", "edition", "#entered", "#exited", "#in flight", "classes")
+    table = _table("update", "state", "function", "", "#entered", "#exited", "#in flight", "classes")
     for update in snapshot["updates"]:
         first: list[Any] = [update["name"], state(update["state"])]
         for status in update["functions"]:
@@ -86,7 +87,7 @@ def change(result: dict[str, Any]) -> None:
     line = f"{result['verb']} {result['update']}: {word}"
     console.print(line + (f", {stop / 1000:.0f} µs in the stop" if stop else ""), markup=False)
     measures = [("before", value) for value in result["before"]] + [("after", value) for value in result["after"]]
-    table = _table("", "function", "edition", "#entered", "#exited", "#in flight", "#stacks", "bcc calls/returns")
+    table = _measures()
     for when, value in measures:
         _quiescence_rows(table, when, value)
     console.print(table)
@@ -98,30 +99,32 @@ def changes(results: Iterable[dict[str, Any]]) -> None:
         change(result)
 
 
+def _measures() -> Table:
+    """Return an empty table for `_quiescence_rows`."""
+    return _table("", "function", "edition", "#entered", "#exited", "#in flight", "#stacks")
+
+
 def _quiescence_rows(table: Table, when: str, value: dict[str, Any]) -> None:
-    """Add one function's rows: the original first, then each edition."""
+    """Add one function's rows: the original as bcc counted it, then each edition by its use counters."""
     holders = value["walk"]["holders"]
     probes = value["probes"]
-    counted = "-"
+    counted = ["-", "-", "-"]
     if probes:
-        counted = f"{probes['entries']}/{probes['exits']}"
-        if probes["missed"]:
-            counted += f" ({probes['missed']} missed)"
+        counted = [str(probes["entries"]), str(probes["exits"]), f"{probes['missed']} missed" if probes["missed"] else "-"]
     sleeping = sum(1 for holder in holders if holder["edition"] == 0)
-    table.add_row(when, value["function"], "original", "-", "-", "-", str(sleeping), counted)
+    table.add_row(when, value["function"], "original, bcc", *counted, str(sleeping))
     for use in value["uses"]:
         inside = sum(1 for holder in holders if holder["edition"] == use["number"])
         table.add_row(
             "", "", f"v{use['number']}", str(use["entered"]), str(use["exited"]),
-            str(_in_flight(use)), str(inside), "",
+            str(_in_flight(use)), str(inside),
         )  # fmt: skip
 
 
 def quiescence(values: Iterable[dict[str, Any]]) -> None:
     """Show what counters, probes and stacks say of functions, and who is inside."""
     for value in values:
-        table = _table("", "function", "edition", "#entered", "#exited", "#in flight", "#stacks",
-                       "bcc calls/returns")  # fmt: skip
+        table = _measures()
         _quiescence_rows(table, "", value)
         console.print(table)
         walk = value["walk"]

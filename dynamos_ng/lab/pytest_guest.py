@@ -15,6 +15,8 @@ import pytest
 OUT = Path("/out")
 WANTED = "wanted.json"
 EVENTS = "events.jsonl"
+#: Written to the kernel's log with the test's name, so that the console tells what was done when.
+TEST_SIGN = "dynamos test: "
 
 
 def _write(**event: Any) -> None:
@@ -38,6 +40,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 def pytest_runtest_logstart(nodeid: str) -> None:
     """Tell which test is under way, should the guest die in it."""
+    Path("/dev/kmsg").write_text(f"<5>{TEST_SIGN}{nodeid}\n")
     _write(event="start", nodeid=nodeid)
 
 

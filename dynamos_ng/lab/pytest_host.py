@@ -19,7 +19,7 @@ import pytest
 
 from dynamos_ng.errors import DynamosError
 from dynamos_ng.lab import machine
-from dynamos_ng.lab.pytest_guest import EVENTS, WANTED
+from dynamos_ng.lab.pytest_guest import EVENTS, TEST_SIGN, WANTED
 
 #: A test's own limit, unless marked otherwise; and the whole guest's, which only a lost guest reaches.
 TEST_SECONDS = 600.0
@@ -112,7 +112,8 @@ class Boot:
         argv = [
             "python3", "-m", "pytest", "-c", "/dynamos/pyproject.toml", "--rootdir=/dynamos", "-p", "no:cacheprovider",
             f"--tb={option.tbstyle}", *(["--showlocals"] if option.showlocals else []),
-            *["-v"] * option.verbose, *(["-s"] if option.capture == "no" else []), *(f"/dynamos/{file}" for file in files),
+            *["-v"] * option.verbose, *(["-s"] if option.capture == "no" else []),
+            *(f"/dynamos/{file}" for file in files),
         ]  # fmt: skip
         show = (lambda text: os.write(1, text.encode())) if option.capture == "no" else None
         try:
@@ -156,19 +157,13 @@ class Boot:
         """Tell whether the guest has ended; events may still be there to be read."""
         return not self._thread.is_alive()
 
-    def console_size(self) -> int:
-        """Return how many bytes the kernel has written to its console."""
+    def console(self, item: pytest.Item) -> str:
+        """Return what the kernel wrote to its console since a test began."""
         try:
-            return (self._out / ".lab" / "console").stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def console(self, start: int) -> str:
-        """Return what the kernel wrote to its console since it held START bytes."""
-        try:
-            return (self._out / ".lab" / "console").read_bytes()[start:].decode(errors="replace")
+            text = (self._out / ".lab" / "console").read_text(errors="replace")
         except FileNotFoundError:
             return ""
+        return text.rpartition(f"{TEST_SIGN}{item.nodeid}")[2].strip()
 
     def wait(self) -> None:
         """Wait until the guest is off; then `error` is final."""
@@ -229,7 +224,6 @@ class Guests:
             self.boot = self._start(item)
         boot = self.boot
         phases: list[str] = []
-        console = 0
         started = deadline = 0.0
         while True:
             event = boot.event()
@@ -247,12 +241,11 @@ class Guests:
                 yield _failure(item, f"{boot.broken}the guest did not find this test")
                 return
             elif event["event"] == "start":
-                console = boot.console_size()
                 started = time.monotonic()
                 deadline = started + limit_of(item)
             elif event["event"] == "report":
                 phases.append(event["when"])
-                yield _report(item, event, boot.console(console))
+                yield _report(item, event, boot.console(item))
             else:
                 boot.finished += 1
                 if item is boot.items[-1]:

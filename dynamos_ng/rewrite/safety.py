@@ -104,14 +104,14 @@ def _check_site(kernel: Kernel, symbol: Symbol, body: Body, site: int) -> None:
     entered = [key.target for key in kernel.static_keys(*whole)]
     caught = [fixup.fixup for fixup in kernel.fixups(*whole)]
     for what, reach, places in (
-        ("a static key's site lies", 4, sites),
-        ("a static call's site lies", 4, calls),
-        ("a static key leads", 0, entered),
-        ("an exception's way out leads", 0, caught),
+        ("a static key's site lies in", 4, sites),
+        ("a static call's site lies in", 4, calls),
+        ("a static key leads into", 0, entered),
+        ("an exception's way out leads into", 0, caught),
     ):
         for place in places:
             if site - reach <= place < end:
-                reason = f"{what} into the trampoline's bytes"
+                reason = f"{what} the trampoline's bytes"
                 raise Refusal(symbol.name, reason, address=place, remedy=_CALLERS)
 
 
@@ -188,9 +188,10 @@ def check_addresses(body: Body) -> None:
                         _check_address(body, holder.address + low, value)
     for instruction in body.instructions:
         target = instruction.target
-        if instruction.field and target is not None and target != body.address and body.part(target):
-            if not instruction.text.startswith("lea") or target not in body.boundaries:
-                _refuse_address(body, instruction, target)
+        if not instruction.field or target is None or target == body.address or not body.part(target):
+            continue
+        if not instruction.text.startswith("lea") or target not in body.boundaries:
+            _refuse_address(body, instruction, target)
 
 
 def _check_address(body: Body, place: int, value: int) -> None:

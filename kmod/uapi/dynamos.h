@@ -76,6 +76,7 @@
 #define DYNAMOS_NAME_MAX	128	/* a function's name, with its NUL */
 #define DYNAMOS_UPDATE_MAX	64	/* a module's name, with its NUL */
 #define DYNAMOS_COMM_MAX	16
+#define DYNAMOS_FRAMES_MAX	12	/* told of a holder's stack */
 
 /* Function states. */
 #define DYNAMOS_LOADED		0	/* registered, never redirected or retired */
@@ -156,10 +157,11 @@ struct dynamos_range {
 struct dynamos_holder {
 	__s32 pid;		/* thread id */
 	__s32 tgid;
-	__u64 address;		/* first one found from the top of the stack */
+	__u64 address;		/* the innermost one found */
 	__u32 range;		/* index of the range that it lies in */
 	__u32 words;		/* how many such words its stack has */
 	char comm[DYNAMOS_COMM_MAX];
+	__u64 frames[DYNAMOS_FRAMES_MAX];	/* innermost first, ends with 0; none if runnable */
 };
 
 struct dynamos_stacks {
