@@ -112,8 +112,9 @@ def decode(code: bytes, address: int) -> tuple[list[Instruction], int]:
 def _known(code: bytes, offset: int) -> int:
     """Return the length of an instruction that capstone 4 or 5 does not know but the manuals do, else 0."""
     head = code[offset : offset + 4]
-    if head[:3] in (b"\x0f\x01\xca", b"\x0f\x01\xcb", b"\x0f\x01\xe8", b"\x0f\x01\xd6"):
-        return 3  # clac, stac, serialize, xtest
+    prefix = head[:1] in (b"\x66", b"\xf2", b"\xf3")
+    if head[prefix : prefix + 2] == b"\x0f\x01" and len(head) > 2 + prefix and head[2 + prefix] >= 0xC0:
+        return 3 + prefix  # clac, rdpkru, pvalidate, …: none has more bytes
     if head[:2] == b"\x0f\xb9" and len(head) > 2 and head[2] >= 0xC0:
         return 3  # ud1 reg,reg
     return 0
