@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import inspect
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,56 +34,25 @@ log = logging.getLogger("dynamosd")
 REQUEST_MAX = 1 << 20
 
 
-class Verbs:
-    """What clients may ask for: one method per verb, named arguments, plain values back."""
+#: Verbs that only look: they are not worth a line in the log.
+QUIET = frozenset(("ping", "status", "quiescence", "policy_show"))
 
-    def __init__(self, manager: Manager) -> None:
-        self._manager = manager
 
-    def __call__(self, verb: str, arguments: Mapping[str, Any]) -> Any:
-        """Carry out a verb; UsageError when there is none such or its arguments do not fit."""
-        method: Callable[..., Any] | None = getattr(self, f"do_{verb}", None)
-        if method is None:
-            raise UsageError(f"{verb}: the daemon knows no such verb; it is version {__version__}")
-        try:
-            return plain(method(**arguments))
-        except TypeError as error:
-            if error.__traceback__ and error.__traceback__.tb_next:
-                raise
-            raise UsageError(f"{verb}: {error}") from None
-
-    def do_ping(self) -> dict[str, Any]:
-        return {"version": __version__, "pid": os.getpid()}
-
-    def do_load(self, path: str, watch: bool = True) -> Any:
-        return self._manager.load(Path(path), watch=watch)
-
-    def do_unload(self, name: str, wait: float | None = None) -> Any:
-        return self._manager.unload(name, wait=wait)
-
-    def do_activate(self, name: str, edition: int | None = None, classes: list[int] | None = None) -> Any:
-        return self._manager.activate(name, edition=edition, classes=classes)
-
-    def do_deactivate(self, name: str) -> Any:
-        return self._manager.deactivate(name)
-
-    def do_status(self) -> Any:
-        return self._manager.status()
-
-    def do_quiescence(self, function: str, seconds: float = 0.0) -> Any:
-        return self._manager.quiescence(function, seconds)
-
-    def do_policy_show(self) -> Any:
-        return self._manager.policy()
-
-    def do_policy_process(self, pid: int, policy_class: int) -> Any:
-        return self._manager.set_process_class(pid, policy_class)
-
-    def do_policy_rule(self, comm: str, policy_class: int) -> Any:
-        return self._manager.set_rule(comm, policy_class)
-
-    def do_policy_edition(self, function: str, policy_class: int | None, edition: int) -> Any:
-        return self._manager.set_edition(function, policy_class, edition)
+def verbs(manager: Manager) -> dict[str, Callable[..., Any]]:
+    """Return what clients may ask for; arguments are given by name."""
+    return {
+        "ping": lambda: {"version": __version__, "pid": os.getpid()},
+        "load": manager.load,
+        "unload": manager.unload,
+        "activate": manager.activate,
+        "deactivate": manager.deactivate,
+        "status": manager.status,
+        "quiescence": manager.quiescence,
+        "policy_show": manager.policy,
+        "policy_process": manager.set_process_class,
+        "policy_rule": manager.set_rule,
+        "policy_edition": manager.set_edition,
+    }
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -100,8 +70,8 @@ class _Handler(socketserver.StreamRequestHandler):
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
-    def __init__(self, path: Path, verbs: Verbs) -> None:
-        self._verbs = verbs
+    def __init__(self, path: Path, manager: Manager) -> None:
+        self._verbs = verbs(manager)
         super().__init__(str(path), _Handler)
 
     def answer(self, line: bytes) -> dict[str, Any]:
@@ -112,16 +82,27 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         except (ValueError, KeyError, TypeError, AttributeError):
             return {"error": "malformed request", "exit": UsageError.exit_code}
         try:
-            result = self._verbs(verb, arguments)
+            result = plain(self._carry_out(verb, arguments))
         except DynamosError as error:
             log.info("%s refused: %s", verb, str(error).splitlines()[0])
             return {"error": str(error), "exit": error.exit_code}
         except Exception:
             log.exception("%s failed", verb)
             return {"error": f"{verb}: an internal error; see dynamosd's log", "exit": 1}
-        if verb not in {"ping", "status", "quiescence", "policy_show"}:
+        if verb not in QUIET:
             log.info("%s %s", verb, " ".join(f"{key}={value}" for key, value in arguments.items()))
         return {"result": result}
+
+    def _carry_out(self, verb: str, arguments: dict[str, Any]) -> Any:
+        """Call a verb; UsageError when there is none such or its arguments do not fit."""
+        method = self._verbs.get(verb)
+        if method is None:
+            raise UsageError(f"{verb}: the daemon knows no such verb; it is version {__version__}")
+        try:
+            inspect.signature(method).bind(**arguments)
+        except TypeError as error:
+            raise UsageError(f"{verb}: {error}") from None
+        return method(**arguments)
 
 
 @contextlib.contextmanager
@@ -144,7 +125,7 @@ def serve(path: Path, ready: Callable[[], None]) -> None:
     with _only_one(path.parent), contextlib.closing(Manager()) as manager:
         path.unlink(missing_ok=True)
         old = os.umask(0o177)  # the socket is root's alone from its first moment
-        server = _Server(path, Verbs(manager))
+        server = _Server(path, manager)
         os.umask(old)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         functions = manager.functions()

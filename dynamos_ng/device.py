@@ -186,9 +186,13 @@ class Device:
             raise KernelRefused(f"stacks: {meaning(code)}", code)
         holders = tuple(
             Holder(
-                h.pid, h.tgid, h.comm.decode(errors="replace"), h.address, h.words,
+                h.pid,
+                h.tgid,
+                h.comm.decode(errors="replace"),
+                h.address,
+                h.words,
                 frames=tuple(itertools.takewhile(bool, h.frames)),
-            )  # fmt: skip
+            )
             for h in room[: min(raw.nr_holders, max_holders)]
         )
         return StackWalk(holders, raw.nr_holders, raw.tasks, raw.words, raw.stop_ns)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -151,26 +151,26 @@ class Manager:
                 self._symbols_of = modules_now, symbols
             return symbols
 
-    def quiescence(self, name: str, seconds: float = 0.0) -> Quiescence:
+    def quiescence(self, function: str, seconds: float = 0.0) -> Quiescence:
         """Ask all three sources about a function; with `seconds`, sample stacks for so long.
 
         A function that no update has is measured in its original image alone.
         """
         try:
-            function = self.function(name)
+            found = self.function(function)
         except UsageError:
-            symbol = Kernel.live().function(name)
-            function = Function(
-                -1, name, "", FunctionState.LOADED, symbol.address, symbol.size, 0, 0, 0, b"", b"", ()
+            symbol = Kernel.live().function(function)
+            found = Function(
+                -1, function, "", FunctionState.LOADED, symbol.address, symbol.size, 0, 0, 0, b"", b"", ()
             )
-        self._probes.watch([name])
+        self._probes.watch([function])
         samples = None
         if seconds > 0:
-            ranges = [(function.address, function.address + function.size)]
-            if function.editions:
-                ranges.append((function.handler, function.end))
+            ranges = [(found.address, found.address + found.size)]
+            if found.editions:
+                ranges.append((found.handler, found.end))
             samples = self._probes.sample(ranges, seconds)
-        return self._measure(function, samples)
+        return self._measure(found, samples)
 
     def _measure(self, function: Function, samples: int | None = None) -> Quiescence:
         walk = self.walk([function], originals=True)
@@ -185,12 +185,13 @@ class Manager:
 
     # Changing
 
-    def load(self, path: Path, *, watch: bool = True) -> Update:
-        """Load an update module; nothing is redirected yet. Loading a loaded one again is a no-op."""
+    def load(self, path: str, *, watch: bool = True) -> Update:
+        """Load an update's module file; nothing is redirected yet. Loading a loaded one again is a no-op."""
+        file = Path(path)
         with self._lock:
-            name = modules.modinfo(path).get("name", path.stem)
+            name = modules.modinfo(file).get("name", file.stem)
             if not any(update.module == name for update in self.updates()):
-                modules.load(path)
+                modules.load(file)
             update = self.update(name)
             if watch:
                 self._probes.watch([function.name for function in update.functions])
@@ -288,18 +289,18 @@ class Manager:
         rule = Rule(comm, policy_class)
         self._maps.set_rule(rule.comm, rule.policy_class)
 
-    def set_edition(self, function_name: str, policy_class: int | None, edition: int) -> None:
+    def set_edition(self, function: str, policy_class: int | None, edition: int) -> None:
         """Choose the edition of a function for one policy class, or for all (None)."""
         with self._lock:
-            function = self.function(function_name)
-            _check_edition(function, edition)
-            row = bytearray(self._maps.row(function.id))
+            found = self.function(function)
+            _check_edition(found, edition)
+            row = bytearray(self._maps.row(found.id))
             if policy_class is None:
                 row[:] = bytes([edition]) * uapi.CLASSES
             else:
                 check_class(policy_class)
                 row[policy_class] = edition
-            self._maps.set_row(function.id, bytes(row))
+            self._maps.set_row(found.id, bytes(row))
 
     def policy(self) -> Policy:
         """Return the processes that have a class, the exec rules, and each function's edition by class."""
@@ -325,7 +326,8 @@ def _check_edition(function: Function, edition: int) -> None:
     numbers = [e.number for e in function.editions]
     if edition not in numbers:
         have = ", ".join(f"v{number}" for number in numbers)
-        raise UsageError(f"{function.name}: update {update_name(function.update)} has no edition {edition}; it has {have}")
+        update = update_name(function.update)
+        raise UsageError(f"{function.name}: update {update} has no edition {edition}; it has {have}")
 
 
 def _insist(attempt: Callable[[], T]) -> T:

@@ -98,7 +98,7 @@ def _resolver(kernel: Kernel, wanted: Description) -> Callable[[str], int | None
         if not found:
             if kernel.symbols.in_modules(name):
                 return None
-            raise BuildError(f"{wanted.name}: the sources use {name}, and neither the kernel nor a loaded module has it")
+            raise BuildError(f"{wanted.name}: the sources use {name}, which neither the kernel nor a module has")
         # A name that several files use has one global symbol at most, and C without a position means that one.
         public = [symbol for symbol in found if symbol.type.isupper()] if len(found) > 1 else found
         if len(public) != 1:

@@ -110,7 +110,8 @@ def _quiescence_rows(table: Table, when: str, value: dict[str, Any]) -> None:
     probes = value["probes"]
     counted = ["-", "-", "-"]
     if probes:
-        counted = [str(probes["entries"]), str(probes["exits"]), f"{probes['missed']} missed" if probes["missed"] else "-"]
+        missed = f"{probes['missed']} missed" if probes["missed"] else "-"
+        counted = [str(probes["entries"]), str(probes["exits"]), missed]
     sleeping = sum(1 for holder in holders if holder["edition"] == 0)
     table.add_row(when, value["function"], "original, bcc", *counted, str(sleeping))
     for use in value["uses"]:
@@ -163,7 +164,7 @@ def policy(value: dict[str, Any]) -> None:
     if value["rows"]:
         table = _table("function", "edition", "classes", title="editions")
         for name, row in value["rows"]:
-            for edition, classes in sorted(_classes_by_edition(bytes.fromhex(row)).items()):
-                table.add_row(name, f"v{edition}", classes)
-                name = ""
+            chosen = sorted(_classes_by_edition(bytes.fromhex(row)).items())
+            for index, (edition, classes) in enumerate(chosen):
+                table.add_row("" if index else name, f"v{edition}", classes)
         console.print(table)

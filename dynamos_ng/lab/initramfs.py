@@ -51,7 +51,7 @@ def _build(root: Root) -> bytes:
         archive.file(f"modules/{module.name}", module.read_bytes())
     archive.file("modules/order", "".join(f"{module.name}\n" for module in modules).encode())
     archive.file("init", (GUEST / "init").read_bytes(), 0o755)
-    for script in ("start", "kbuild"):
+    for script in ("start", "kbuild", "relay"):
         archive.file(f"guest/{script}", (GUEST / script).read_bytes(), 0o755)
     return archive.finish()
 

@@ -71,7 +71,7 @@ def running(*functions: Callable[[], object]) -> Iterator[list[int]]:
 def asleep_in(pid: int, function: str) -> bool:
     """Wait until a process sleeps in a kernel function."""
     deadline = time.monotonic() + 20
-    while function not in Path(f"/proc/{pid}/stack").read_text():
+    while function not in Path(f"/proc/{pid}/wchan").read_text():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.01)
