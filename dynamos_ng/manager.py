@@ -193,9 +193,10 @@ class Manager:
             if not any(update.module == name for update in self.updates()):
                 modules.load(file)
             update = self.update(name)
-            if watch:
-                self._probes.watch([function.name for function in update.functions])
-            return update
+            if not watch:
+                return update
+            refused = self._probes.watch([function.name for function in update.functions])
+            return replace(update, unwatched=tuple((one.name, one.reason) for one in refused))
 
     def activate(
         self, name: str, *, edition: int | None = None, classes: Sequence[int] | None = None
@@ -267,9 +268,10 @@ class Manager:
                     raise Busy(_held(update, walk, wait or 0.0, bool(active))) from None
                 time.sleep(0.1)
         with self._lock:
+            after = tuple(self._measure(function) for function in self.update(name).functions)
             self._probes.unwatch([function.name for function in update.functions])
             modules.unload(update.module)
-            return Change("unload", update.name, FunctionState.LOADED, before, (), stop_ns)
+            return Change("unload", update.name, FunctionState.LOADED, before, after, stop_ns)
 
     # Policy
 

@@ -143,11 +143,12 @@ class Switch:
 
 @dataclass(frozen=True)
 class Update:
-    """A loaded update and its functions."""
+    """A loaded update and its functions; `unwatched` pairs those that bcc cannot count with the reason."""
 
     name: str
     module: str
     functions: tuple[Function, ...]
+    unwatched: tuple[tuple[str, str], ...] = ()
 
     @property
     def state(self) -> FunctionState:

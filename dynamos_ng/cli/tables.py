@@ -38,6 +38,8 @@ def loaded(update: dict[str, Any]) -> None:
     """Show what a load brought."""
     names = ", ".join(function["name"] for function in update["functions"])
     console.print(f"loaded {update['name']}: {names}", markup=False)
+    for name, reason in update["unwatched"]:
+        console.print(f"  bcc does not count {name}: {reason}", markup=False)
 
 
 def status(snapshot: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ def cmdline() -> Figures:
     expect(counts[1] == (1, 1) and counts[2] == (1, 1), f"one call in v1 and one in v2 were counted: {counts}")
     changed("deactivate", "cmdline")
     expect("edition=2" not in Path("/proc/cmdline").read_text(), "the original is back for everybody")
-    control.call("unload", name="cmdline", wait=5.0)
+    changed("unload", "cmdline", wait=5.0)
     expect(not control.call("status")["updates"], "the update is unloaded")
     return {"v1": counts[1], "v2": counts[2]}
 
@@ -100,7 +100,7 @@ def pipe() -> Figures:
         pipes.flow(0.5)
         moved, intact = pipes.finish()
     expect(intact, f"{moved} bytes went through 6 pipes; every checksum is intact")
-    control.call("unload", name="pipe", wait=60.0)
+    changed("unload", "pipe", wait=60.0)
     expect(not control.call("status")["updates"], "the update is unloaded")
     return {"entered": counts[0], "bytes": moved}
 
@@ -129,7 +129,7 @@ def _drain(name: str, patience: float) -> float:
     while True:
         load.stir()
         try:
-            control.call("unload", name=name, wait=2.0)
+            changed("unload", name, wait=2.0)
             return time.monotonic() - started
         except DynamosError as error:
             if time.monotonic() - started > patience:
@@ -137,13 +137,13 @@ def _drain(name: str, patience: float) -> float:
 
 
 def removal() -> Figures:
-    """(d) A removal waits for quiescence; one is refused after 5 s, names the sleeper, and succeeds later"""
+    """(d) A removal waits for quiescence; one is refused after 5 s, naming the sleeper"""
     brought("pipe")
     changed("activate", "pipe")
     with load.sleeping_reader() as sleeper:
         sleeper.wake_after(2.0)
         started = time.monotonic()
-        control.call("unload", name="pipe", wait=5.0)
+        changed("unload", "pipe", wait=5.0)
         waited = time.monotonic() - started
     expect(waited > 1.0, f"a removal waited {waited:.1f} s until the reader left the clone, then succeeded")
     brought("pipe")
@@ -160,7 +160,7 @@ def removal() -> Figures:
         snapshot = control.call("status")
         expect(snapshot["updates"][0]["state"] == "redirected", "the update stayed active")
         sleeper.wake()
-        control.call("unload", name="pipe", wait=60.0)
+        changed("unload", "pipe", wait=60.0)
     expect(not control.call("status")["updates"], "once that task had woken, the removal succeeded")
     return {"waited_seconds": round(waited, 2), "refused_after_seconds": round(refused, 2)}
 
@@ -176,7 +176,9 @@ STEPS: tuple[tuple[str, Callable[[], Figures]], ...] = (
 @contextmanager
 def daemon() -> Iterator[None]:
     """Run dynamosd for the length of the demo."""
-    process = subprocess.Popen([sys.executable, "-m", "dynamos_ng.daemon"])
+    log = BUILT / "dynamosd.log"
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-m", "dynamos_ng.daemon"], stderr=file)
     try:
         deadline = time.monotonic() + 300
         while True:
@@ -185,7 +187,7 @@ def daemon() -> Iterator[None]:
                 break
             except DynamosError:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise Failed("dynamosd did not start") from None
+                    raise Failed(f"dynamosd did not start: {log.read_text()}") from None
                 time.sleep(0.2)
         yield
     finally:
