@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 from dynamos_ng.errors import LabError, MissingTool
@@ -39,7 +40,7 @@ def module_order(root: Root) -> list[Path]:
     return list(order)
 
 
-def _build(root: Root) -> bytes:
+def _build(root: Root, scripts: dict[str, bytes]) -> bytes:
     archive = Archive()
     for folder in ("proc", "sys", "dev", "lower", "writable", "root"):
         archive.folder(folder)
@@ -50,20 +51,19 @@ def _build(root: Root) -> bytes:
     for module in modules:
         archive.file(f"modules/{module.name}", module.read_bytes())
     archive.file("modules/order", "".join(f"{module.name}\n" for module in modules).encode())
-    archive.file("init", (GUEST / "init").read_bytes(), 0o755)
-    for script in ("start", "kbuild", "relay"):
-        archive.file(f"guest/{script}", (GUEST / script).read_bytes(), 0o755)
+    for name, script in scripts.items():
+        archive.file(name if name == "init" else f"guest/{name}", script, 0o755)
     return archive.finish()
 
 
 def ensure(root: Root) -> Path:
     """Return the initramfs for a root, made now if one of its parts has changed (well under a second)."""
-    parts = [path.read_bytes() for path in sorted(GUEST.iterdir()) if path.is_file()]
-    parts += [Path(__file__).read_bytes()]
+    scripts = {path.name: path.read_bytes() for path in sorted(GUEST.iterdir()) if path.is_file()}
+    parts = [Path(__file__).read_bytes(), *(name.encode() for name in scripts), *scripts.values()]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     path = root.folder / f"initramfs-{key}"
     if not path.exists():
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(_build(root))
+        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        partial.write_bytes(_build(root, scripts))
         partial.rename(path)
     return path

@@ -81,7 +81,7 @@ class Service(threading.Thread):
 def build(root: Root, job: Path, release: str, arguments: list[str]) -> tuple[int, str]:
     """Build ``in.tar`` of a job's folder into ``out.tar``; return make's status and what it printed."""
     environment = {
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "MAKEFLAGS": f"-j{os.cpu_count() or 1}",
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "MAKEFLAGS": f"-j{os.cpu_count() or 1}",
         "JOB": str(job), "TREE": str(root.tree), "RELEASE": release, "INSIDE": INSIDE,
     }  # fmt: skip
     done = subprocess.run(

@@ -158,7 +158,8 @@ def _make(root: Root) -> None:
         raise LabError("the lab's root file system can be made by root only: run this with sudo once")
     print("lab: making the guest's root file system (once, one to three minutes) …", file=sys.stderr, flush=True)
     partial = Root(root.folder.with_suffix(".partial"))
-    shutil.rmtree(partial.folder, ignore_errors=True)
+    for left_over in root.folder.parent.glob("root-*.partial"):
+        shutil.rmtree(left_over)
     partial.folder.mkdir(parents=True)
     log = cache() / "root.log"
     _logged(_command(partial.tree), log)
