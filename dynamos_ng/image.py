@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from dynamos_ng.arch import x86_64 as arch
 from dynamos_ng.errors import ImageError, Refusal
 from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.memory import Kcore, Source
@@ -29,6 +30,8 @@ _AREAS = (
     ("__static_call_text_start", "__static_call_text_end", "a static call trampoline"),
     ("__indirect_thunk_start", "__indirect_thunk_end", "an indirect branch thunk"),
 )
+
+PARKED = "it runs on CPUs that wait while trampolines are written"
 
 
 class _Placed(Protocol):
@@ -150,7 +153,25 @@ class Kernel:
         for low, high, words in self._forbidden:
             if low < end and start < high:
                 return words
-        return ""
+        return PARKED if start in self._parked else ""
+
+    @cached_property
+    def _parked(self) -> frozenset[int]:
+        """Return what stop_machine's waiting loop calls: other CPUs run it while a trampoline is written."""
+        loop = self.symbols.address("multi_cpu_stop")
+        found = {loop} if loop is not None else set()
+        new = set(found)
+        for _ in range(3):
+            new = {target for address in new for target in self._callees(address)} - found
+            found |= new
+        return frozenset(found)
+
+    def _callees(self, address: int) -> list[int]:
+        """Return the functions that the one at ADDRESS calls or jumps to directly."""
+        end = self.symbols.around(address)[1]
+        decoded, _covered = arch.decode(self.read(address, end - address), address)
+        targets = [i.target for i in decoded if i.kind in arch.DIRECT and i.target is not None]
+        return [target for target in targets if self.symbols.at(target)]
 
     # bytes
 

@@ -215,6 +215,8 @@ def _two_bytes(address: int, size: int, code: bytes, at: int, text: str) -> Inst
     second = code[at + 1]
     if 0x80 <= second < 0x90:
         return _branch(address, size, code, at, text, Kind.BRANCH, "j" + CONDITIONS[second & 15], 4, 2)
+    if second in (0xB9, 0xFF) and size < at + 3:
+        return _refused(address, size, code, text, f"{text}: its operand was not decoded")
     if second in (0x0B, 0xB9, 0xFF):
         return Instruction(address, size, code, Kind.UNDEFINED, None, 0, "", text)
     if second in (0x05, 0x07, 0x34, 0x35):

@@ -195,9 +195,7 @@ def redirect(
     objects = [Object(path.read_bytes(), path.name) for path in editions]
     have = {function for item in objects for function in item.functions()}
     redirects = [
-        Redirect(
-            examine(process, process.function(name)), {2: f"{name}_v2"} if f"{name}_v2" in have else {}
-        )
+        Redirect(examine(process, process.function(name)), {2: f"{name}_v2"} if f"{name}_v2" in have else {})
         for name in names
     ]
     text = generate(redirects, objects, Constants(CURRENT, TGID, thunk), original.symbols.get)

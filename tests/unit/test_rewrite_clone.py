@@ -1,0 +1,300 @@
+"""What a clone, its stubs and its tables are made of; bytes beside disassembly."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+from memory_kernel import ENTRY_STATE, NOP5, TEXT, MemoryKernel, assemble, section
+
+from dynamos_ng.errors import UsageError
+from dynamos_ng.rewrite import Constants, Redirect, check, elf, generate
+from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey
+
+CONSTANTS = Constants(current=0x1FB80, tgid=0x974)
+FRAME = bytes.fromhex("100000000500")
+
+
+def update(code: str, name: str = "f", **kernel: Any) -> elf.Elf:
+    """Return the assembled update of one function."""
+    memory = MemoryKernel({name: code}, **kernel)
+    text = generate([Redirect(check(memory, name))], [], CONSTANTS)
+    return assemble(preprocessed(text))
+
+
+def preprocessed(text: str) -> str:
+    """Return the text for gas alone, as for a kernel whose loader writes the ftrace nop."""
+    return text.replace("#ifdef CC_USING_NOP_MCOUNT", ".if 0").replace("#else", ".else").replace("#endif", ".endif")
+
+
+def symbol(unit: elf.Elf, name: str) -> elf.Symbol:
+    return next(item for item in unit.symbols if item.name == name)
+
+
+def image(unit: elf.Elf, name: str = "f_v1") -> bytes:
+    """Return the clone's bytes: past the counted entry's 11 bytes and the call of __fentry__."""
+    start = symbol(unit, name)
+    return section(unit, ".text").data[start.value + 11 + 5 : start.value + start.size]
+
+
+def relocations(unit: elf.Elf, name: str = ".text") -> dict[int, tuple[str, str, int]]:
+    """Return type, symbol and addend of a section's relocations by offset."""
+    found = unit.relocations.get(section(unit, name).index, ())
+    return {r.offset: (elf.RELOCATIONS[r.type][0], r.symbol.name, r.addend) for r in found}
+
+
+def test_handler_looks_up_class_and_edition() -> None:
+    unit = update(NOP5 + "31c0 c3 cc cc")
+    start = symbol(unit, "f_handler")
+    code = section(unit, ".text").data[start.value : start.value + start.size]
+    assert code == bytes.fromhex(
+        "654c8b1c2580fb0100"  # mov %gs:0x1fb80,%r11
+        "458b9b74090000"  # mov 0x974(%r11),%r11d
+        "4c8b1500000000"  # mov dynamos_policy(%rip),%r10
+        "470fb61c1a"  # movzbl (%r10,%r11,1),%r11d
+        "4c8b1500000000"  # mov f_row(%rip),%r10
+        "470fb61c1a"  # movzbl (%r10,%r11,1),%r11d
+    )
+    assert symbol(unit, "f_v1").value == start.value + start.size, "the handler falls through into the clone"
+
+
+def test_a_return_becomes_a_jump_to_the_exit_stub() -> None:
+    assert image(update(NOP5 + "31c0 c3 cc cc")) == bytes.fromhex(
+        "31c0"  # xor %eax,%eax
+        "eb00"  # jmp to the stub
+        "4c8b1d00000000"  # mov f_v1_use(%rip),%r11
+        "6549ff4308"  # incq %gs:8(%r11)
+        "e900000000"  # jmp __x86_return_thunk
+        "cc"
+    )
+
+
+def test_the_stubs_return_is_a_listed_site() -> None:
+    unit = update(NOP5 + "31c0 c3 cc cc")
+    (offset, (kind, _name, addend)), *rest = relocations(unit, ".return_sites").items()
+    code = section(unit, ".text").data
+    assert (offset, kind, rest) == (0, "R_X86_64_PC32", [])
+    assert code[addend] == 0xE9
+    assert relocations(unit)[addend + 1] == ("R_X86_64_PLT32", "__x86_return_thunk", -4)
+
+
+def test_a_kernel_without_return_thunk_gets_a_plain_return() -> None:
+    memory = MemoryKernel({"f": "31c0 31c0 c3"})
+    text = generate([Redirect(check(memory, "f"))], [], Constants(0, 0, return_thunk=""))
+    unit = assemble(text)
+    assert section(unit, ".text").data[symbol(unit, "f_v1").value :].count(b"\xc3") == 1
+    assert not [item for item in unit.sections if item.name == ".return_sites"]
+
+
+def test_a_jump_to_a_return_thunk_is_a_return() -> None:
+    code = NOP5 + "31c0 31c0 e9 f20f0000"  # jmp srso_return_thunk
+    unit = update(code, symbols={"srso_return_thunk": TEXT + 0x1000}, thunks=["srso_return_thunk"])
+    assert image(unit).startswith(bytes.fromhex("31c0 31c0 eb00 4c8b1d"))
+
+
+def test_calls_and_tail_jumps_go_to_absolute_addresses() -> None:
+    # 5: call g; 10: jmp h
+    code = NOP5 + "e8 f60f0000 e9 f10f0000"
+    unit = update(code, symbols={"g": TEXT + 0x1000, "h": TEXT + 0x1000})
+    start = symbol(unit, "f_v1").value + 16
+    found = relocations(unit)
+    assert found[start + 1] == ("R_X86_64_PC32", "", TEXT + 0x1000 - 4 - (1 << 64))
+    tail = [offset for offset, entry in found.items() if entry[2] == TEXT + 0x1000 - 4 - (1 << 64)]
+    assert len(tail) == 2
+    assert image(unit)[5:7] == b"\xeb\x00", "the jump goes to a stub that counts the exit"
+
+
+def test_a_conditional_tail_call_goes_through_a_stub() -> None:
+    unit = update(NOP5 + "85ff 0f85 f30f0000 31c0 c3", symbols={"g": TEXT + 0x1000})
+    code = image(unit)
+    assert code[:2] == bytes.fromhex("85ff")
+    assert code[2] == 0x75, "jne to the stub"
+    stub = 4 + code[3]
+    assert code[stub : stub + 3] == bytes.fromhex("4c8b1d"), "the stub counts before it leaves"
+
+
+def test_an_indirect_tail_call_counts_with_the_other_register() -> None:
+    code = image(update(NOP5 + "31c0 31c0 41ffe3"))  # jmp *%r11
+    assert code.endswith(bytes.fromhex("4c8b1500000000 6549ff4208 41ffe3 cc"))  # mov …,%r10; incq %gs:8(%r10)
+
+
+def test_a_rip_relative_operand_keeps_its_target() -> None:
+    # cmpl $5,0x100(%rip): the displacement is followed by an immediate
+    unit = update(NOP5 + "833d 00010000 05 c3")
+    start = symbol(unit, "f_v1").value + 16
+    assert relocations(unit)[start + 2] == ("R_X86_64_PC32", "", TEXT + 12 + 0x100 - 5 - (1 << 64))
+    assert image(unit)[:7] == bytes.fromhex("833d 00000000 05")
+
+
+def test_inner_branches_are_resized() -> None:
+    # 5: test; jne past 16 one-byte nops
+    code = image(update(NOP5 + "85ff 0f85 10000000" + "90" * 16 + "c3"))
+    assert code[:4] == bytes.fromhex("85ff 7510"), "a near branch becomes a short one"
+    assert code[4:20] == b"\x90" * 16
+
+
+def test_a_loop_is_written_around_its_reach() -> None:
+    code = image(update(NOP5 + "31c0 31c0 31c0 ffc0 e2fc c3"))  # 11: inc %eax; loop 11
+    assert code[:14] == bytes.fromhex("31c0 31c0 31c0 ffc0 e202 eb02 ebf8")  # loop +2; jmp +2; jmp back
+
+
+def test_the_cold_part_follows_the_main_part() -> None:
+    # 5: test; jne f.cold; 13: xor; ret.   f.cold: mov $1,%eax; jmp 13
+    functions = {"f": NOP5 + "85ff 0f85 f3000000 31c0 c3", "f.cold": "b801000000 e9 03ffffff"}
+    memory = MemoryKernel(functions)
+    original = check(memory, "f")
+    assert [part.name for part in original.body.parts] == ["f", "f.cold"]
+    text = generate([Redirect(original)], [], CONSTANTS)
+    unit = assemble(preprocessed(text))
+    code = image(unit)
+    assert code[:15] == bytes.fromhex("85ff 7504 31c0 eb07 b801000000 ebf5")
+    assert code[15:18] == bytes.fromhex("4c8b1d"), "the exit stub follows"
+
+
+def test_a_static_key_is_emitted_in_its_initial_form() -> None:
+    # 10: nopw (2 bytes) that a key turns into a jump to 14
+    key = StaticKey(TEXT + 10, TEXT + 14, TEXT + 0x8000, branch=True, jumps=True)
+    unit = update(NOP5 + "9090909090 6690 31c0 c3", keys=[key])
+    start = symbol(unit, "f_v1").value + 16
+    assert image(unit)[5:10] == bytes.fromhex("e9 02000000"), "five bytes, jumping over the xor"
+    assert relocations(unit, "__jump_table") == {
+        0: ("R_X86_64_PC32", ".text", start + 5),
+        4: ("R_X86_64_PC32", ".text", start + 12),
+        8: ("R_X86_64_PC64", "", TEXT + 0x8000 + 1 - (1 << 64)),
+    }
+
+
+def test_a_static_key_that_starts_as_a_nop_is_a_nop_again() -> None:
+    # 10: the key is on now: jmp 14
+    key = StaticKey(TEXT + 10, TEXT + 14, TEXT + 0x8000, branch=False, jumps=False)
+    assert image(update(NOP5 + "9090909090 eb02 31c0 c3", keys=[key]))[5:10] == bytes.fromhex(NOP5)
+
+
+def test_a_static_call_is_listed_with_its_key() -> None:
+    call = StaticCall(TEXT + 10, TEXT + 0x8000, tail=False)
+    unit = update(NOP5 + "9090909090 e8 f10f0000 c3", calls=[call], symbols={"g": TEXT + 0x1000})
+    start = symbol(unit, "f_v1").value + 16
+    assert relocations(unit, ".static_call_sites") == {
+        0: ("R_X86_64_PC32", ".text", start + 5),
+        4: ("R_X86_64_PC32", "", TEXT + 0x8000 - (1 << 64)),
+    }
+
+
+@pytest.mark.parametrize("site", [NOP5, "2e2e2e31c0"])
+def test_a_static_call_to_nothing_keeps_its_bytes(site: str) -> None:
+    call = StaticCall(TEXT + 10, TEXT + 0x8000, tail=False)
+    assert image(update(NOP5 + "9090909090" + site + "c3", calls=[call]))[5:10] == bytes.fromhex(site)
+
+
+@pytest.mark.parametrize("site", ["e9 f10f0000", "c3 cccccccc"])
+def test_a_static_tail_call_is_listed_in_its_stub(site: str) -> None:
+    call = StaticCall(TEXT + 10, TEXT + 0x8000, tail=True)
+    unit = update(
+        NOP5 + "9090909090" + site, calls=[call], symbols={"g": TEXT + 0x1000, "r": TEXT + 0x2000}, thunks=["r"]
+    )
+    found = relocations(unit, ".static_call_sites")
+    place = found[0][2]
+    code = section(unit, ".text").data
+    assert code[place] == 0xE9
+    assert code[place - 12 : place - 9] == bytes.fromhex("4c8b1d"), "after the exit was counted"
+    assert found[4] == ("R_X86_64_PC32", "", TEXT + 0x8000 + 1 - (1 << 64))
+
+
+def test_exception_entries_point_into_the_clone() -> None:
+    # 10: mov (%rdi),%eax faults, 12: xor is its way out
+    unit = update(NOP5 + "9090909090 8b07 31c0 c3", fixups=[Fixup(TEXT + 10, TEXT + 12, 3)])
+    start = symbol(unit, "f_v1").value + 16
+    assert relocations(unit, "__ex_table") == {
+        0: ("R_X86_64_PC32", ".text", start + 5),
+        4: ("R_X86_64_PC32", ".text", start + 7),
+    }
+    assert section(unit, "__ex_table").data[8:] == struct.pack("<I", 3)
+
+
+def test_a_bug_entry_keeps_file_line_and_flags() -> None:
+    unit = update(NOP5 + "9090909090 0f0b c3", bugs=[Bug(TEXT + 10, TEXT + 0x9000, 1234, 0x909)])
+    start = symbol(unit, "f_v1").value + 16
+    assert relocations(unit, "__bug_table") == {
+        0: ("R_X86_64_PC32", ".text", start + 5),
+        4: ("R_X86_64_PC32", "", TEXT + 0x9000 - (1 << 64)),
+    }
+    assert section(unit, "__bug_table").data[8:] == struct.pack("<HH", 1234, 0x909)
+
+
+def test_the_ftrace_site_is_listed() -> None:
+    unit = update(NOP5 + "31c0 c3 cc cc")
+    start = symbol(unit, "f_v1").value + 11
+    assert relocations(unit, "__mcount_loc") == {0: ("R_X86_64_64", ".text", start)}
+    assert relocations(unit)[start + 1] == ("R_X86_64_PLT32", "__fentry__", -4)
+
+
+def test_unwind_entries_follow_the_instructions() -> None:
+    # 5: push %rbx; 6: xor; 8: pop %rbx; 9: ret
+    states = [(TEXT, ENTRY_STATE), (TEXT + 6, FRAME), (TEXT + 9, ENTRY_STATE)]
+    unit = update(NOP5 + "53 31c0 5b c3 cc", unwind=states)
+    clone = symbol(unit, "f_v1")
+    places = [
+        entry[2] + (0 if entry[1] == ".text" else symbol(unit, entry[1]).value)
+        for _offset, entry in sorted(relocations(unit, ".orc_unwind_ip").items())
+    ]
+    raw = section(unit, ".orc_unwind").data
+    entries = list(zip(places, [raw[at : at + 6] for at in range(0, len(raw), 6)], strict=True))
+    assert (symbol(unit, "f_handler").value, ENTRY_STATE) in entries
+    assert (clone.value, ENTRY_STATE) in entries
+    assert (clone.value + 11 + 6, FRAME) in entries
+    assert (clone.value + 11 + 9, ENTRY_STATE) in entries
+    assert (clone.value + clone.size, bytes(6)) in entries, "what follows is nobody's"
+
+
+def test_a_function_without_ftrace_site_keeps_registers_and_flags() -> None:
+    unit = update("31c0 31c0 c3")
+    text = section(unit, ".text").data
+    start = symbol(unit, "f_handler")
+    handler = text[start.value : start.value + start.size]
+    assert handler.startswith(bytes.fromhex("4152 4153 9c"))  # push %r10; push %r11; pushfq
+    assert bytes.fromhex("9d 415b 415a") in handler  # popfq; pop %r11; pop %r10
+    clone = symbol(unit, "f_v1")
+    code = text[clone.value : clone.value + clone.size]
+    assert code.startswith(bytes.fromhex("4152 9c 4c8b15"))  # push %r10; pushfq; mov …,%r10
+    assert bytes.fromhex("4153 9c 4c8b1d 00000000 6549ff4308 9d 415b e9") in code
+
+
+def test_a_lock_that_is_off_on_one_cpu_is_on_in_the_clone() -> None:
+    code = NOP5 + "31c0 31c0 3eff07 c3"  # ds incl (%rdi): lock, switched off
+    assert bytes.fromhex("f0ff07") in image(update(code, locks=[TEXT + 9]))
+    assert bytes.fromhex("3eff07") in image(update(code))
+
+
+def test_the_description_names_the_original() -> None:
+    unit = update(NOP5 + "31c0 c3 cc cc")
+    slots = section(unit, ".data..ro_after_init")
+    at = symbol(unit, "dynamos_functions").value
+    assert symbol(unit, "dynamos_functions_end").value - at == 14 * 8
+    row = slots.data[at : at + 14 * 8]
+    words = struct.unpack("<14Q", row)
+    assert words[1:4] == (TEXT, 10, TEXT + 5)
+    assert row[32:40] == bytes.fromhex("31c0c3cccc000000")
+    assert words[7] == 1
+    names = {r[1] + f"+{r[2]}" for r in relocations(unit, ".data..ro_after_init").values()}
+    assert "f_handler+0" in names
+    assert "f_row+0" in names
+
+
+def test_a_function_that_never_leaves_is_marked() -> None:
+    unit = update(NOP5 + "31c0 31c0 31c0 eb fe")  # jmp self
+    at = symbol(unit, "dynamos_functions_end").value
+    number, _start, _end, flags, _use = struct.unpack_from("<5Q", section(unit, ".data..ro_after_init").data, at)
+    assert (number, flags) == (1, 1)
+
+
+def test_the_same_function_twice_is_a_wrong_description() -> None:
+    original = check(MemoryKernel({"f": NOP5 + "31c0 c3 cc cc"}), "f")
+    with pytest.raises(UsageError, match="twice"):
+        generate([Redirect(original), Redirect(original, label="g")], [], CONSTANTS)
+
+
+def test_an_edition_that_no_source_defines() -> None:
+    original = check(MemoryKernel({"f": NOP5 + "31c0 c3 cc cc"}), "f")
+    with pytest.raises(UsageError, match="f_v2: no such function"):
+        generate([Redirect(original, {2: "f_v2"})], [], CONSTANTS)
