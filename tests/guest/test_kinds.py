@@ -1,0 +1,129 @@
+"""Functions of every kind, redirected together under load: each is entered, and the kernel behaves as before."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conftest import write_update
+
+from dynamos_ng import control
+from dynamos_ng.demo import load as work
+
+#: What is special about each: none of them is special alone in a kernel.
+KINDS = {
+    "strncpy_from_user": "exception table, and no ftrace site",
+    "kmem_cache_alloc": "static keys and a tracepoint",
+    "do_sys_openat2": "cold part",
+    "vfs_write": "cold part, indirect calls",
+    "ksys_read": "inner branches",
+    "__fput": "indirect calls through tables of operations",
+    "dput": "loops",
+    "copy_page_to_iter": "calls of copying primitives",
+    "wake_up_new_task": "run once in each fork",
+    "mmput": "a tail jump",
+}
+
+
+def states(name: str) -> dict[str, tuple[int, int]]:
+    """Return entered and exited of v1, by function."""
+    for update in control.call("status")["updates"]:
+        if update["name"] == name:
+            return {
+                status["function"]["name"]: (status["uses"][0]["entered"], status["uses"][0]["exited"])
+                for status in update["functions"]
+            }
+    raise AssertionError(name)
+
+
+def churn(folder: Path) -> None:
+    """Open, write, read, rename and remove files; fork and exec."""
+    for number in range(40):
+        path = folder / f"file{number}"
+        path.write_bytes(os.urandom(5000))
+        assert len(path.read_bytes()) == 5000
+        path.rename(folder / "other")
+        (folder / "other").unlink()
+    for _ in range(5):
+        assert subprocess.run(["/bin/true"], check=False).returncode == 0
+
+
+def test_every_kind_under_load(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
+    loaded(write_update(tmp_path / "kinds", {name: [] for name in KINDS}))
+    control.call("activate", name="kinds")
+    with work.Pipes(3) as pipes:
+        churn(tmp_path)
+        moved, intact = pipes.finish()
+    assert intact
+    assert moved
+    entered = states("kinds")
+    assert {name for name, (count, _) in entered.items() if count == 0} == set()
+    assert os_open_fault() == errno.EFAULT, "a fault inside a cloned access to user memory is fixed up in the clone"
+    control.call("unload", name="kinds", wait=120.0)
+    churn(tmp_path)
+
+
+def os_open_fault() -> int:
+    """Open a path at an address that is not mapped; return the errno."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.open(ctypes.c_void_p(8), os.O_RDONLY) == -1
+    return ctypes.get_errno()
+
+
+def test_a_function_that_never_returns(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
+    """do_exit is judged by the stack walk alone: its exits can never balance."""
+    loaded(write_update(tmp_path / "exits", {"do_exit": []}))
+    control.call("activate", name="exits")
+    for _ in range(10):
+        subprocess.run(["/bin/true"], check=True)
+    entered, exited = states("exits")["do_exit"]
+    assert entered >= 10
+    assert exited == 0
+    control.call("unload", name="exits", wait=60.0)
+    assert control.call("status")["updates"] == []
+
+
+def test_an_edition_may_call_the_original(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
+    source = """
+#include <linux/fs.h>
+#include <linux/uio.h>
+ssize_t pipe_read_v1(struct kiocb *iocb, struct iov_iter *to);
+ssize_t pipe_read_v2(struct kiocb *iocb, struct iov_iter *to);
+static unsigned long long_reads;
+ssize_t pipe_read_v2(struct kiocb *iocb, struct iov_iter *to)
+{
+	if (iov_iter_count(to) > 1000)
+		long_reads++;
+	if (iov_iter_count(to) == 7)
+		return -EDOM;
+	return pipe_read_v1(iocb, to);
+}
+"""
+    loaded(write_update(tmp_path / "wrapped", {"pipe_read": [2]}, source))
+    control.call("activate", name="wrapped", classes=[9])
+    control.call("policy_process", pid=os.getpid(), policy_class=9)
+    end_read, end_write = os.pipe()
+    try:
+        os.write(end_write, b"0123456789")
+        try:
+            os.read(end_read, 7)
+            raise AssertionError("edition 2 was not run")
+        except OSError as error:
+            assert error.errno == errno.EDOM
+        assert os.read(end_read, 2000) == b"0123456789"
+    finally:
+        control.call("policy_process", pid=os.getpid(), policy_class=0)
+        os.close(end_read)
+        os.close(end_write)
+    time.sleep(0.1)
+    status = control.call("status")["updates"][0]["functions"][0]
+    uses = {use["number"]: use for use in status["uses"]}
+    assert uses[2]["entered"] == uses[2]["exited"] == 2
+    assert uses[1]["entered"] >= 1
+    control.call("unload", name="wrapped", wait=60.0)
