@@ -163,7 +163,9 @@ class _Guest:
             return ["-virtfs", f"local,path={name},mount_tag={tag},security_model=none,multidevs=remap{extra}"]
 
         return [
-            program, "-nodefaults", "-no-user-config", "-machine", "q35", *ACCELERATORS[chosen], "-cpu", "max",
+            # Nothing must go on running when this process is killed.
+            "setpriv", "--pdeathsig", "KILL", "--", program,
+            "-nodefaults", "-no-user-config", "-machine", "q35", *ACCELERATORS[chosen], "-cpu", "max",
             "-smp", str(cpus), "-m", memory, "-display", "none", "-no-reboot", "-nic", "none",
             "-device", "virtio-rng-pci",
             "-kernel", str(self.root.kernel), "-initrd", str(self.initramfs),

@@ -118,7 +118,7 @@ wait $first; echo "good $?"
 wait $second; echo "bad $?"
 insmod /tmp/a/good.ko && grep -c ^good /proc/modules
 grep -o "/tmp/b/bad.c:2:29: error: .missing. undeclared" /tmp/b.log
-$DYNAMOS_KBUILD /tmp/a clean >/dev/null; ls /tmp/a
+$DYNAMOS_KBUILD /tmp/a >/tmp/again.log && grep -c "CC .*good.o" /tmp/again.log
 """
 
 
@@ -126,10 +126,34 @@ def test_modules_are_built_outside_and_load_inside() -> None:
     result = lab.run(["bash", "-c", KBUILD], timeout=200)
     lines = result.output.splitlines()
     assert lines[:3] == ["good 0", "bad 2", "1"]
-    assert lines[3] == "/tmp/b/bad.c:2:29: error: .missing. undeclared"
-    assert lines[4:] == ["Kbuild", "good.c"]
+    assert lines[3] == "/tmp/b/bad.c:2:29: error: 'missing' undeclared"
+    assert lines[4:] == ["0"], "what was built already came back and is not built again"
     mounts = Path("/proc/self/mounts").read_text()
     assert "dynamos_ng" not in mounts
+
+
+ORPHAN = """
+import pathlib, sys
+from dynamos_ng import lab
+lab.run(["sleep", "1000"], timeout=900, out_dir=pathlib.Path(sys.argv[1]))
+"""
+
+
+def test_a_guest_dies_with_the_process_that_wanted_it(tmp_path: Path) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", ORPHAN, tmp_path], cwd=ROOT, stdout=subprocess.DEVNULL)
+    console = tmp_path / ".lab" / "console"
+    deadline = time.monotonic() + 120
+    while not console.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = Path(f"/proc/{owner.pid}/task/{owner.pid}/children").read_text().split()
+    qemu = [pid for pid in children if Path(f"/proc/{pid}/comm").read_text().startswith("qemu-system")]
+    assert len(qemu) == 1
+    owner.kill()
+    owner.wait()
+    while Path(f"/proc/{qemu[0]}").exists() and "State:\tZ" not in Path(f"/proc/{qemu[0]}/status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
