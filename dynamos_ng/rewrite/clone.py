@@ -185,13 +185,23 @@ def write(original: Original, edition: Edition) -> list[str]:
     return _Clone(original, edition).lines()
 
 
+def prologue(original: Original, edition: Edition) -> list[str]:
+    """Return what stands before the counted entry: endbr and the ftrace site, as the module loader expects it."""
+    lines = []
+    if original.body.instructions[0].code == arch.ENDBR:
+        lines.append(writer.data(arch.ENDBR))
+    if original.entry.ftrace is not None:
+        edition.tables.ftrace.append(f"\t.quad {edition.ftrace}")
+        lines += [f"{edition.ftrace}:", "#ifdef CC_USING_NOP_MCOUNT", writer.data(arch.NOP5)]
+        lines += ["#else", "\tcall __fentry__", "#endif"]
+    return lines
+
+
 class _Clone:
     def __init__(self, original: Original, edition: Edition) -> None:
         self.original = original
         self.edition = edition
         self.patched = {key.address for key in original.keys} | {call.address for call in original.calls}
-        if original.entry.ftrace is not None:
-            self.patched.add(original.entry.ftrace)
         self.keys = {key.address: key for key in original.keys}
         self.calls = {call.address: call for call in original.calls}
         self.state = original.state
@@ -207,8 +217,6 @@ class _Clone:
             labels.update((key.address, key.target))
         labels.update(bug.address for bug in original.bugs)
         labels.update(call.address for call in original.calls)
-        if original.entry.ftrace is not None:
-            labels.add(original.entry.ftrace)
         labels.add(original.body.address)
         return labels
 
@@ -225,6 +233,8 @@ class _Clone:
                     if address in unwind:
                         state = unwind[address]
                         self.edition.tables.unwind(label(address), state)
+                if address == self.original.entry.ftrace:
+                    continue
                 if instruction.kind in _FIXED and not instruction.field and address not in self.patched:
                     if address in self.original.locks:
                         lines.append(writer.data(b"\xf0" + instruction.code[1:]))
@@ -240,15 +250,6 @@ class _Clone:
     def _placed(self, instruction: Instruction, state: bytes | None) -> list[str]:
         """Return an instruction whose meaning depends on its place."""
         original, edition = self.original, self.edition
-        if instruction.address == original.entry.ftrace:
-            edition.tables.ftrace.append(f"\t.quad {edition.label(instruction.address)}")
-            return [
-                "#ifdef CC_USING_NOP_MCOUNT",
-                writer.data(arch.NOP5),
-                "#else",
-                "\tcall __fentry__",
-                "#endif",
-            ]
         if key := self.keys.get(instruction.address):
             return self._static_key(instruction, key)
         if instruction.address in self.calls:

@@ -61,6 +61,7 @@ class Compiled:
         self._fixed = self._alternatives()
         self._keys = self._sites("__jump_table", 16)
         self._calls = self._sites(".static_call_sites", 8)
+        self._traced = self._sites("__mcount_loc", 8)
         #: Where instructions that a table lists have gone, if not to their own label; "" if they are no more.
         self.moved: dict[int, str] = {}
 
@@ -152,10 +153,16 @@ class Compiled:
 
     # writing
 
-    def write(self, edition: Edition, expression: Expression) -> list[str]:
-        """Return the moved code; EXPRESSION writes what it refers to."""
+    def write(self, edition: Edition, expression: Expression) -> tuple[list[str], list[str]]:
+        """Return what must stand first (endbr, ftrace site) and the moved code; EXPRESSION writes references."""
+        first: list[str] = []
         lines: list[str] = []
         state = self.state
+        ahead = list(self.body.instructions[:2])
+        if ahead[0].code == arch.ENDBR:
+            first.append(writer.data(arch.ENDBR))
+            ahead.pop(0)
+        ftrace = ahead[0].address if ahead and ahead[0].address in self._traced else None
         for part in self.body.parts:
             for instruction in part.instructions:
                 label = edition.label(instruction.address)
@@ -163,10 +170,14 @@ class Compiled:
                 if instruction.address in self._unwind:
                     state = self._unwind[instruction.address]
                     edition.tables.unwind(label, state)
+                if instruction.address == ftrace:
+                    self.moved[ftrace] = edition.ftrace
+                    first += [f"{edition.ftrace}:", *self._bytes(instruction, expression)]
+                    continue
                 lines += self._instruction(instruction, edition, expression, state)
             if part.instructions[-1].kind is Kind.CALL:
                 lines.append("\tud2")
-        return lines
+        return first, lines
 
     def _instruction(
         self, instruction: Instruction, edition: Edition, expression: Expression, state: bytes | None

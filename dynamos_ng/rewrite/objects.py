@@ -86,8 +86,8 @@ class Program:
         """Say what names mean that no object defines: DEFINED ones are labels of the update."""
         self._names = [_Names(self._units, unit, resolve, defined) for unit in self._units]
 
-    def edition(self, name: str, edition: Edition) -> list[str]:
-        """Return the text of a compiled function moved into EDITION."""
+    def edition(self, name: str, edition: Edition) -> tuple[list[str], list[str]]:
+        """Return the text of a compiled function moved into EDITION: what must stand first, and the rest."""
         unit, compiled = self._places[name]
         unit.written[name] = edition
         return compiled.write(edition, self._names[unit.number].expression)

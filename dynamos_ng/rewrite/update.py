@@ -107,10 +107,10 @@ def _code(
     text += handler.handler(redirect.stem, editions, original.state, preserve, constants, tables)
     for edition in editions:
         if edition.number == 1:
-            body = clone.write(original, edition)
+            first, body = clone.prologue(original, edition), clone.write(original, edition)
         else:
-            body = program.edition(redirect.editions[edition.number], edition)
-        text += edition.head(align=preserve or edition.number > 1)
+            first, body = program.edition(redirect.editions[edition.number], edition)
+        text += edition.head(preserve or edition.number > 1, first)
         text += body
         text += edition.foot(constants.return_thunk)
     text.append(f".L{redirect.stem}.end:")

@@ -122,6 +122,11 @@ class Edition:
         return f".L{self.name}.end"
 
     @property
+    def ftrace(self) -> str:
+        """Return the label of the ftrace site."""
+        return f".L{self.name}.ftrace"
+
+    @property
     def exit(self) -> str:
         """Return the label of the exit stub."""
         self.returns = True
@@ -157,13 +162,16 @@ class Edition:
             "\tpopfq", f"{at}.c:", f"\tpop %{register}", f"{at}.d:",
         ]  # fmt: skip
 
-    def head(self, align: bool) -> list[str]:
-        """Return the counted entry; without ALIGN, what stands before falls through into it."""
+    def head(self, align: bool, first: Sequence[str] = ()) -> list[str]:
+        """Return the counted entry; without ALIGN, what stands before falls through into it.
+
+        FIRST is what must stand at the very beginning: endbr and the ftrace site, which ftrace accepts nowhere else.
+        """
         self.tables.unwind(self.name, self.state)
         lines = ["\t.balign 16, 0xcc"] if align else []
         for name in (self.name, *self.aliases):
             lines += [f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
-        return [*lines, *self._count(f".L{self.name}.in", 0, "r10")]
+        return [*lines, *first, *self._count(f".L{self.name}.in", 0, "r10")]
 
     def foot(self, return_thunk: str) -> list[str]:
         """Return the stubs and the end of the edition, once all code is written."""

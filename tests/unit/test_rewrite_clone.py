@@ -33,7 +33,7 @@ def symbol(unit: elf.Elf, name: str) -> elf.Symbol:
 
 
 def image(unit: elf.Elf, name: str = "f_v1") -> bytes:
-    """Return the clone's bytes: past the counted entry's 11 bytes and the call of __fentry__."""
+    """Return the clone's bytes: past the call of __fentry__ and the counted entry's 11 bytes."""
     start = symbol(unit, name)
     return section(unit, ".text").data[start.value + 11 + 5 : start.value + start.size]
 
@@ -224,7 +224,7 @@ def test_a_bug_entry_keeps_file_line_and_flags() -> None:
 
 def test_the_ftrace_site_is_listed() -> None:
     unit = update(NOP5 + "31c0 c3 cc cc")
-    start = symbol(unit, "f_v1").value + 11
+    start = symbol(unit, "f_v1").value  # ftrace accepts a site at a function's start alone
     assert relocations(unit, "__mcount_loc") == {0: ("R_X86_64_64", ".text", start)}
     assert relocations(unit)[start + 1] == ("R_X86_64_PLT32", "__fentry__", -4)
 
