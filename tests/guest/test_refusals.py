@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import DEMO_UPDATES, Daemon, write_update
 
-from dynamos_ng import bpf, bpfmaps, control, modules, uapi
+from dynamos_ng import bpf, bpfmaps, control, uapi
 from dynamos_ng.build.update import build
 from dynamos_ng.demo import load as work
 from dynamos_ng.device import Device
@@ -234,7 +234,6 @@ def test_an_update_for_another_kernel_version(tmp_path: Path, cli: Callable[...,
     result = cli("load", module)
     assert result.returncode == 1
     assert f"built for kernel {other.decode()}, and this one is {release.decode()}" in result.stderr
-    assert modules._syscall(0, ctypes.c_int(os.open(module, os.O_RDONLY)), b"", ctypes.c_int(0)) == errno.ENOEXEC
 
 
 def test_an_update_for_another_boot(tmp_path: Path) -> None:
@@ -280,7 +279,8 @@ def test_bytes_that_somebody_else_changed(loaded: Callable[[Path], Any]) -> None
     with Device() as device:
         function = next(f for f in device.functions() if f.name == "pipe_read")
     events = Path("/sys/kernel/tracing/kprobe_events")
-    events.write_text(f"p:foreign {function.site:#x}\n")
+    with events.open("a") as file:  # to write anew would take the daemon's own probes away
+        file.write(f"p:foreign {function.site:#x}\n")
     enable = Path("/sys/kernel/tracing/events/kprobes/foreign/enable")
     enable.write_text("1")
     try:
@@ -289,7 +289,8 @@ def test_bytes_that_somebody_else_changed(loaded: Callable[[Path], Any]) -> None
         assert f"at {function.site:#x}" in str(caught.value)
     finally:
         enable.write_text("0")
-        events.write_text("-:foreign\n")
+        with events.open("a") as file:
+            file.write("-:foreign\n")
     control.call("activate", name="pipe")
     control.call("unload", name="pipe", wait=60.0)
 
@@ -305,7 +306,7 @@ def test_bytes_that_somebody_else_changed(loaded: Callable[[Path], Any]) -> None
         (("policy", "set", "--pid", "4999999", "--class", "1"), "4999999", 2),
         (("policy", "set", "--comm", "x" * 16, "--class", "1"), "15", 2),
         (("policy", "set", "--pid", "1"), "--class is missing", 2),
-        (("quiescence", "no_such_function"), "no_such_function", 2),
+        (("quiescence", "no_such_function"), "no_such_function", 1),
         (("frobnicate",), "invalid choice", 2),
     ],
 )
