@@ -28,6 +28,7 @@ LAB = {
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
     "modprobe": "kmod",
+    "mount": "mount",
     "unshare": "util-linux",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
