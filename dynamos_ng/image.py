@@ -84,6 +84,10 @@ class Kernel:
         """Return the function of that name; POSITION counts from 1 in kallsyms' order where a name is
         ambiguous."""
         found = [symbol for symbol in self.symbols.find(name) if symbol.type in "tTwW"]
+        if not found and self.symbols.in_modules(name):
+            raise Refusal(
+                name, "it belongs to a loadable module", remedy="only the kernel's own functions can be changed"
+            )
         if not found:
             raise Refusal(name, "no such function in /proc/kallsyms", remedy=self._similar(name))
         if position is None:

@@ -200,8 +200,8 @@ class Compiled:
     def _jump(self, instruction: Instruction, target: str) -> list[str]:
         kind = instruction.kind
         if any(start <= instruction.address < end for start, end in self._fixed):
-            opcode = instruction.code[: -1 if instruction.code[-2] & 0xF0 == 0x70 or instruction.size == 2 else -4]
-            width = instruction.size - len(opcode)
+            width = 1 if instruction.size <= 3 else 4
+            opcode = instruction.code[:-width]
             return [writer.data(opcode), f"\t.{'byte' if width == 1 else 'long'} {target} - . - {width}"]
         if kind is Kind.LOOP:
             here = f"{target}.short.{instruction.address:x}"

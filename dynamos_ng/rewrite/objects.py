@@ -17,13 +17,14 @@ from dynamos_ng.rewrite.compiled import Compiled, address, unwind_entries
 from dynamos_ng.rewrite.elf import RELOCATIONS, Elf, Relocation, Section, Symbol
 from dynamos_ng.rewrite.writer import Edition
 
-_DROPPED = (".discard", ".note", ".modinfo", ".comment", ".debug", ".orc_unwind", ".gnu.")
+_DROPPED = (".discard", ".note", ".modinfo", ".comment", ".debug", ".orc_", ".gnu.")
 #: Sections whose entries are about single instructions, not about functions.
 _TABLES = frozenset((
     "__bug_table", "__ex_table", "__jump_table", ".altinstructions", ".static_call_sites", ".retpoline_sites",
     ".return_sites", "__mcount_loc", ".smp_locks", ".parainstructions", ".call_sites", ".ibt_endbr_seal",
     "__patchable_function_entries",
 ))  # fmt: skip
+_RESERVED = frozenset(("init_module", "cleanup_module"))
 _TYPES = {1: "@progbits", 8: "@nobits", 14: "@init_array", 15: "@fini_array", 16: "@preinit_array"}
 
 
@@ -64,6 +65,9 @@ class Program:
 
     def __init__(self, objects: Sequence[Object], editions: set[str]) -> None:
         self._units = [_Unit(i, item.elf) for i, item in enumerate(objects)]
+        for item in objects:
+            for name in _RESERVED.intersection(item.functions()):
+                raise UsageError(f"{item.name}: defines {name}: an update has no module_init or module_exit of its own")
         self._places: dict[str, tuple[_Unit, Compiled]] = {}
         self._names: list[_Names] = []
         for name in sorted(editions):
@@ -111,6 +115,8 @@ class Program:
         globals_: dict[str, str] = {}
         for unit in self._units:
             for symbol in unit.elf.symbols:
+                if symbol.section == elf.COMMON:
+                    text.append(f"\t.comm {symbol.name}, {symbol.size}, {symbol.value}")
                 if symbol.section in (elf.UNDEFINED, elf.COMMON) or symbol.type not in (
                     0,
                     elf.OBJECT,
@@ -200,7 +206,7 @@ def _dump(unit: _Unit, section: Section, names: _Names) -> list[str]:
         flags += letter if section.flags & bit else ""
     size = f",{section.entry_size}" if section.flags & elf.MERGE else ""
     text = [
-        f'\t.section {section.name},"{flags}",{_TYPES.get(section.type, "@progbits")}{size}',
+        f'\t.section "{section.name}","{flags}",{_TYPES.get(section.type, "@progbits")}{size}',
         f"\t.balign {section.align}", f"{unit.base(section.index)}:",
     ]  # fmt: skip
     if section.type == elf.NOBITS:
