@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import DEMO_UPDATES, Daemon, write_update
 
-from dynamos_ng import bpf, bpfmaps, control, uapi
+from dynamos_ng import bpf, bpfmaps, control, kprobes, uapi
 from dynamos_ng.build.update import build
 from dynamos_ng.demo import load as work
 from dynamos_ng.device import Device
@@ -278,10 +278,8 @@ def test_bytes_that_somebody_else_changed(loaded: Callable[[Path], Any]) -> None
     loaded(DEMO_UPDATES / "pipe")
     with Device() as device:
         function = next(f for f in device.functions() if f.name == "pipe_read")
-    events = Path("/sys/kernel/tracing/kprobe_events")
-    with events.open("a") as file:  # to write anew would take the daemon's own probes away
-        file.write(f"p:foreign {function.site:#x}\n")
-    enable = Path("/sys/kernel/tracing/events/kprobes/foreign/enable")
+    kprobes.define_entry("foreign", f"{function.site:#x}")
+    enable = kprobes.tracefs() / "events" / kprobes.GROUP / "foreign" / "enable"
     enable.write_text("1")
     try:
         with pytest.raises(control.Remote, match="not the expected ones") as caught:
@@ -289,8 +287,7 @@ def test_bytes_that_somebody_else_changed(loaded: Callable[[Path], Any]) -> None
         assert f"at {function.site:#x}" in str(caught.value)
     finally:
         enable.write_text("0")
-        with events.open("a") as file:
-            file.write("-:foreign\n")
+        kprobes.remove("foreign")
     control.call("activate", name="pipe")
     control.call("unload", name="pipe", wait=60.0)
 
