@@ -71,7 +71,7 @@ class Elf:
         size, count, names = struct.unpack_from("<HHH", raw, 58)
         headers = [struct.unpack_from("<IIQQQQIIQQ", raw, table + size * i) for i in range(count)]
         strings = headers[names]
-        self._raw = raw
+        self.raw = raw
         self._headers = headers
         self.sections = []
         for index, header in enumerate(headers):
@@ -90,10 +90,10 @@ class Elf:
                 continue
             strings = self._headers[header[6]][4]
             for name, info, _other, section, value, size in struct.iter_unpack(
-                "<IBBHQQ", self._raw[header[4] : header[4] + header[5]]
+                "<IBBHQQ", self.raw[header[4] : header[4] + header[5]]
             ):
                 kind = info & 15
-                title = self.sections[section].name if kind == SECTION else _string(self._raw, strings + name)
+                title = self.sections[section].name if kind == SECTION else _string(self.raw, strings + name)
                 found.append(Symbol(title, value, size, info >> 4, kind, section))
         return tuple(found)
 
@@ -108,7 +108,7 @@ class Elf:
             if not target.flags & ALLOC:
                 continue
             entries = []
-            for offset, info, addend in struct.iter_unpack("<QQq", self._raw[header[4] : header[4] + header[5]]):
+            for offset, info, addend in struct.iter_unpack("<QQq", self.raw[header[4] : header[4] + header[5]]):
                 kind = info & 0xFFFFFFFF
                 if kind == 0:
                     continue

@@ -13,10 +13,10 @@ HERE = Path(__file__).parent
 FLAVOURS = ("user", "user-endbr", "user-size", "kernel", "kernel-sls")
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_redirected_functions_return_what_they_returned(flavour: str, tmp_path: Path) -> None:
+def run(script: str, *arguments: object) -> None:
+    """Run a comparison in a process of its own, for a wrong clone ends in a signal."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "compare.py"), str(tmp_path), flavour, "1"],
+        [sys.executable, str(HERE / script), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"},
         capture_output=True,
         text=True,
@@ -24,3 +24,13 @@ def test_redirected_functions_return_what_they_returned(flavour: str, tmp_path: 
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("results equal\n")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_redirected_functions_return_what_they_returned(flavour: str, tmp_path: Path) -> None:
+    run("compare.py", tmp_path, flavour, 1)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_control_flow_computes_the_same(seed: int, tmp_path: Path) -> None:
+    run("random_graphs.py", tmp_path, seed, 200)
