@@ -21,7 +21,8 @@ def operation(chance: random.Random) -> str:
     one, two = chance.choice(REGISTERS), chance.choice(REGISTERS)
     number = chance.choice((1, 7, 100, 0x12345, -3))
     return chance.choice((
-        f"add %{one}, %{two}", f"sub ${number}, %{one}", f"xor %{one}, %{two}", f"lea {number}(%{one},%{two},4), %{two}",
+        f"add %{one}, %{two}", f"sub ${number}, %{one}", f"xor %{one}, %{two}",
+        f"lea {number}(%{one},%{two},4), %{two}",
         f"imul $17, %{one}, %{two}", f"rol $5, %{one}", f"movabs ${chance.getrandbits(64):#x}, %{one}",
         f"mov numbers+{8 * chance.randrange(8)}(%rip), %{one}", f"add %{one}, numbers+{8 * chance.randrange(8)}(%rip)",
         f"cmpq ${number}, numbers+8(%rip)", f"test %{one}, %{two}", f"cmovne %{one}, %{two}", "nopl 0x0(%rax,%rax,1)",
