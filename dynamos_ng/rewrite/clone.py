@@ -153,10 +153,14 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
     symbol = kernel.containing(target)
     if symbol is None or symbol.address != target:
         where = f"{symbol.name}+{target - symbol.address:#x}" if symbol else "no symbol"
+        reason = f"branch to {target:#x} ({where}), not the start of a function"
+        raise Refusal(body.name, reason, address=instruction.address)
+    if symbol.module:
         raise Refusal(
             body.name,
-            f"branch to {target:#x} ({where}), not the start of a function",
+            f"branch out of the kernel, to {target:#x} ({symbol.name} of {symbol.module})",
             address=instruction.address,
+            remedy="a kprobe or another patch is in the function: remove it first",
         )
     return Way(f"{target:#x}")
 

@@ -198,3 +198,11 @@ def test_already_redirected() -> None:
 def test_a_short_branch_out_of_the_function() -> None:
     refusal = refused(NOP5 + "31c0 31c0 31c0 e363 c3", symbols={"g": TEXT + 0x70})
     assert "short branch" in refusal.reason
+
+
+def test_an_optimised_kprobe_inside() -> None:
+    # 11: jmp to the kprobe's own code, which has a symbol of its own
+    away = (MODULE - TEXT - 16).to_bytes(4, "little").hex()
+    refusal = refused(NOP5 + "31c0 31c0 31c0 e9" + away + "c3", symbols={"kprobe_optinsn_page": MODULE})
+    assert "kprobe_optinsn_page of some_module" in refusal.reason
+    assert refusal.address == TEXT + 11
