@@ -40,7 +40,7 @@ CONSOLE_LINES = 60
 #: Messages of the kernel that fail a run whatever the command's status was. The mitigations' boot-time advice is none.
 TROUBLE = re.compile(
     r"^(?!.*(?:Spectre|RETBleed|MDS |TAA ).*WARNING:).*"
-    r"(?:\bOops\b|\bBUG: |\bWARNING: |Kernel panic|general protection fault|Call Trace:).*",
+    r"(?:\bOops\b|\bBUG: |\bWARNING: |Kernel panic|general protection fault).*",
     re.MULTILINE,
 )
 

@@ -113,6 +113,8 @@ def sources() -> list[str]:
     main = security = ""
     for line in _output(["apt-get", "indextargets", "--format", form]).splitlines():
         created_by, origin, component, release, uri = line.split("|")
+        if not uri.startswith(("http", "file:", "copy:")):
+            continue  # a disc, say
         if created_by != "Packages" or component != "main" or origin not in ("Debian", "$(ORIGIN)", ""):
             continue
         if release.endswith("-security"):

@@ -44,6 +44,8 @@ def imported(path: Path) -> Iterator[tuple[str, int, bool]]:
     """Yield every imported module, its line, and whether the import is at the top of the file."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
+        if not isinstance(node, ast.stmt | ast.expr):
+            continue
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -17,8 +18,15 @@ TESTS = ROOT / "tests"
 LINES = 460
 
 
-def run(*argv: str) -> None:
-    done = subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+def run(*argv: str, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *argv],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -28,6 +36,12 @@ def test_ruff_finds_nothing() -> None:
 
 def test_mypy_strict_finds_nothing_in_the_package() -> None:
     run("mypy", "--strict", "dynamos_ng")
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent.name for path in TESTS.glob("*/test_*.py")}))
+def test_mypy_strict_finds_nothing_in_the_tests(folder: str) -> None:
+    """Tests import what lies beside them, so each folder is looked at with itself in the path."""
+    run("mypy", "--strict", f"tests/{folder}", MYPYPATH=f"tests/{folder}")
 
 
 def sources() -> list[Path]:
