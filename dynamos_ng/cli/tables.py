@@ -124,6 +124,10 @@ def _quiescence_rows(table: Table, when: str, value: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
+#: A kernel's schedule has hundreds of sleepers; a screen has room for these.
+HOLDERS_SHOWN = 12
+
+
 def quiescence(values: Iterable[dict[str, Any]]) -> None:
     """Show what counters, probes and stacks say of functions, and who is inside."""
     for value in values:
@@ -147,11 +151,13 @@ def holders_table(holders: Sequence[dict[str, Any]]) -> None:
     if not holders:
         return
     table = _table("#TID", "comm", "inside", "sleeps in")
-    for holder in holders:
+    for holder in holders[:HOLDERS_SHOWN]:
         edition = f"v{holder['edition']}" if holder["edition"] else "original"
         frames = [frame.split("+")[0] for frame in holder["stack"][:3]]
         table.add_row(str(holder["pid"]), holder["comm"], edition, " < ".join(frames))
     console.print(table)
+    if len(holders) > HOLDERS_SHOWN:
+        console.print(f"and {len(holders) - HOLDERS_SHOWN} more; --json has them all")
 
 
 def policy(value: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ def schedule() -> Figures:
     time.sleep(1.0)
     inside = control.call("quiescence", function="schedule", seconds=1.0)
     after = uses("schedule")[1]
-    tables.quiescence([{**inside, "walk": {**inside["walk"], "holders": inside["walk"]["holders"][:6]}}])
+    tables.quiescence([inside])
     expect(after[0] > before[0], f"schedule was entered {after[0] - before[0]} times in v1 meanwhile")
     sleeping = sum(1 for holder in inside["walk"]["holders"] if holder["edition"] == 1)
     expect(sleeping > 0 and after[0] > after[1], f"{sleeping} tasks sleep inside the clone: it never quiesces")
