@@ -135,7 +135,9 @@ def _install_debian(packages: list[str]) -> None:
         if shutil.which("sudo") is None:
             raise MissingTool(f"not root, and there is no sudo; {by_hand}")
         prefix = ["sudo"]
-    quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]
+    # A machine that has just started may be busy with upgrades of its own.
+    patient = ["-o", "DPkg::Lock::Timeout=600", "-o", "Acquire::Retries=3"]
+    quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", *patient]
     # An update that fails in part (a third party's key, say) may still have brought what is needed.
     subprocess.run([*prefix, *quiet, "update"], stdout=sys.stderr, check=False)
     argv = [*prefix, *quiet, "install", "--yes", "--no-install-recommends", *packages]
