@@ -307,7 +307,7 @@ class Manager:
     def policy(self) -> Policy:
         """Return the processes that have a class, the exec rules, and each function's edition by class."""
         return Policy(
-            processes=tuple(self._maps.classified()),
+            processes=tuple((pid, chosen, host.name_of(pid)) for pid, chosen in self._maps.classified()),
             rules=tuple(self._maps.rules()),
             rows=tuple((function.name, self._maps.row(function.id)) for function in self.functions()),
         )

@@ -222,10 +222,10 @@ class Snapshot:
 class Policy:
     """The policy in force: class by PID, class by program name, and editions by function and class.
 
-    `processes` pairs PID and class, `rules` program name and class; a row has one byte (the edition; 0 is v1)
-    for each class.
+    `processes` has PID, class and program name, `rules` program name and class; a row has one byte (the edition; 0 is
+    v1) for each class.
     """
 
-    processes: tuple[tuple[int, int], ...]
+    processes: tuple[tuple[int, int, str], ...]
     rules: tuple[tuple[str, int], ...]
     rows: tuple[tuple[str, bytes], ...]

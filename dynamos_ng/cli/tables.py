@@ -163,8 +163,8 @@ def holders_table(holders: Sequence[dict[str, Any]]) -> None:
 def policy(value: dict[str, Any]) -> None:
     """Show classes by process and by program, and editions by class."""
     table = _table("who", "#class", title="classes")
-    for pid, policy_class in value["processes"]:
-        table.add_row(f"PID {pid}", str(policy_class))
+    for pid, policy_class, name in value["processes"]:
+        table.add_row(f"PID {pid} ({name})", str(policy_class))
     for comm, policy_class in value["rules"]:
         table.add_row(f"exec of {comm}", str(policy_class))
     table.add_row("every other process", "0")

@@ -1,0 +1,83 @@
+"""Tables: what an administrator reads at 80 columns."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dynamos_ng.cli import tables
+from dynamos_ng.model import (
+    CallCounts,
+    Edition,
+    EditionUse,
+    Function,
+    FunctionState,
+    FunctionStatus,
+    Holder,
+    Policy,
+    Quiescence,
+    Snapshot,
+    StackWalk,
+    UpdateStatus,
+)
+from dynamos_ng.wire import plain
+
+ROW = bytes([1, 2, 2]) + bytes(253)
+FUNCTION = Function(
+    0, "cmdline_proc_show", "dynamos_cmdline", FunctionState.REDIRECTED, 16, 16, 16, 16, 32, b"", b"",
+    (Edition(1, 16, 24), Edition(2, 24, 32)),
+)  # fmt: skip
+USES = (EditionUse(1, 1234567, 1234560), EditionUse(2, 9, 9))
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> StringIO:
+    """Return what is printed on a terminal of 80 columns."""
+    output = StringIO()
+    monkeypatch.setattr(tables, "console", Console(width=80, file=output, highlight=False))
+    return output
+
+
+def lines(screen: StringIO) -> list[str]:
+    found = [line.rstrip() for line in screen.getvalue().splitlines()]
+    assert max(map(len, found)) <= 80
+    return found
+
+
+def test_status_tells_state_use_and_classes_of_each_edition(screen: StringIO) -> None:
+    status = FunctionStatus(FUNCTION, USES, ROW, None)
+    snapshot = Snapshot((UpdateStatus("cmdline", FunctionState.REDIRECTED, (status,)),))
+    tables.status(plain(snapshot))
+    first, second = lines(screen)[1:]
+    assert first.split() == [
+        "cmdline", "[enabled]", "cmdline_proc_show", "v1", "1234567", "1234560", "7", "0,3-255",
+    ]  # fmt: skip
+    assert second.split() == ["v2", "9", "9", "0", "1-2"]
+
+
+def test_quiescence_names_who_is_inside_and_what_bcc_missed(screen: StringIO) -> None:
+    holders = tuple(
+        Holder(100 + n, 100 + n, "reader", 20, 1, "cmdline_proc_show", 1, (), ("__schedule+0x1", "schedule+0x5"))
+        for n in range(20)
+    )
+    value: Any = Quiescence(
+        "cmdline_proc_show", FunctionState.REDIRECTED, USES, StackWalk(holders, 20, 60, 3000, 250_000),
+        CallCounts(50, 40, 3), 7,
+    )  # fmt: skip
+    tables.quiescence([plain(value)])
+    text = "\n".join(lines(screen))
+    assert "in use; 60 stacks read, 250 µs in the stop" in text
+    assert "original, bcc       50       40   3 missed" in text
+    assert "100  reader  v1      __schedule < schedule" in text
+    assert "and 8 more" in text
+
+
+def test_policy_names_processes_rules_and_editions(screen: StringIO) -> None:
+    tables.policy(plain(Policy(((143, 1, "bash"),), (("less", 4),), (("cmdline_proc_show", ROW),))))
+    text = "\n".join(lines(screen))
+    assert "PID 143 (bash)" in text
+    assert "exec of less" in text
+    assert "cmdline_proc_show  v1       0,3-255" in text
