@@ -30,6 +30,3 @@ module_init(dynamos_init);
 module_exit(dynamos_exit);
 MODULE_DESCRIPTION("Dynamic and adaptive updates of running kernel functions");
 MODULE_LICENSE("GPL");
-#ifdef DYNAMOS_IMPORT_BPF_INTERNAL
-MODULE_IMPORT_NS(BPF_INTERNAL);
-#endif
