@@ -78,7 +78,7 @@ def test_the_top_level_holds_what_it_must(name: str) -> None:
 def test_the_top_level_holds_nothing_else() -> None:
     allowed = {"dynamos_ng", "bpf", "kmod", "policies", "tests", "bench", "docs", "pyproject.toml", "README.md"}
     listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\0")
     top = {name.split("/")[0] for name in listed if name}
     assert not {name for name in top - allowed if not name.startswith(".")}
