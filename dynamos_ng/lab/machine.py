@@ -23,12 +23,8 @@ from dynamos_ng.lab import initramfs, root
 from dynamos_ng.lab.kbuild import Service
 
 CHECKOUT = Path(__file__).parents[2]
-#: Emulation works everywhere; with DYNAMOS_LAB_ACCEL=kvm the host's own virtualisation is used instead. It is not
-#: chosen by itself: a device node does not mean that a stock kernel boots with it.
-ACCELERATORS = {
-    "tcg": ("-accel", "tcg,thread=multi,tb-size=512"),
-    "kvm": ("-accel", "kvm"),
-}
+#: Emulation, always: a device node for virtualisation does not mean that a stock kernel boots with it.
+ACCELERATOR = ("-accel", "tcg,thread=multi,tb-size=512")
 #: no_timer_check: without it a boot on a busy host can panic. panic=-1 with -no-reboot ends QEMU at a panic.
 ARGUMENTS = (
     "console=ttyS0", "quiet", "panic=-1", "no_timer_check", "cryptomgr.notests=1", "noisapnp", "oops=panic",
@@ -151,9 +147,6 @@ class _Guest:
 
     def qemu(self, cpus: int, memory: str, cmdline: str) -> list[str]:
         """Return QEMU's call, all but the serial console and the output port."""
-        chosen = os.environ.get("DYNAMOS_LAB_ACCEL", "tcg")
-        if chosen not in ACCELERATORS:
-            raise LabError(f"DYNAMOS_LAB_ACCEL={chosen}: must be one of {', '.join(ACCELERATORS)}")
         program = shutil.which("qemu-system-x86_64")
         if program is None:
             raise MissingTool("qemu-system-x86_64 is not installed: apt install qemu-system-x86")
@@ -165,7 +158,7 @@ class _Guest:
         return [
             # Nothing must go on running when this process is killed.
             "setpriv", "--pdeathsig", "KILL", "--", program,
-            "-nodefaults", "-no-user-config", "-machine", "q35", *ACCELERATORS[chosen], "-cpu", "max",
+            "-nodefaults", "-no-user-config", "-machine", "q35", *ACCELERATOR, "-cpu", "max",
             "-smp", str(cpus), "-m", memory, "-display", "none", "-no-reboot", "-nic", "none",
             "-device", "virtio-rng-pci",
             "-kernel", str(self.root.kernel), "-initrd", str(self.initramfs),
