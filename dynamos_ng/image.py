@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from dynamos_ng.arch import x86_64 as arch
+from dynamos_ng.arch import DIRECT, known
 from dynamos_ng.errors import ImageError, Refusal
 from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.memory import Kcore, Source
@@ -60,6 +60,11 @@ class Kernel:
         self.symbols = symbols
         self._source = source
         self._blacklist_text = blacklist
+        arch = known.by_word(symbols.word)
+        if arch is None:
+            raise ImageError(f"kallsyms: addresses of {symbols.word} bytes: no architecture that is known")
+        self.arch = arch
+        self.user = False
 
     @classmethod
     def live(cls) -> Kernel:
@@ -173,8 +178,8 @@ class Kernel:
     def _callees(self, address: int) -> list[int]:
         """Return the functions that the one at ADDRESS calls or jumps to directly."""
         end = self.symbols.around(address)[1]
-        decoded, _covered = arch.decode(self.read(address, end - address), address)
-        targets = [i.target for i in decoded if i.kind in arch.DIRECT and i.target is not None]
+        decoded, _covered = self.arch.decode(self.read(address, end - address), address)
+        targets = [i.target for i in decoded if i.kind in DIRECT and i.target is not None]
         return [target for target in targets if self.symbols.at(target)]
 
     # bytes
@@ -196,7 +201,7 @@ class Kernel:
         thunks = {address for address in found if self.in_text(address)}
         chosen = self.symbols.address("x86_return_thunk")
         if chosen is not None:
-            thunks.add(int.from_bytes(self.read(chosen, 8), "little"))
+            thunks.add(int.from_bytes(self.read(chosen, self.arch.word), "little"))
         return frozenset(thunks)
 
     # tables
@@ -212,10 +217,14 @@ class Kernel:
         start, raw = self._table("__start_orc_unwind_ip", "__stop_orc_unwind_ip")
         return start, array("i", raw)
 
+    @cached_property
+    def _orc_entries(self) -> int | None:
+        return self.symbols.address("__start_orc_unwind")
+
     def orc(self, start: int, end: int) -> list[tuple[int, bytes]]:
         """Return unwind entries, the one in force at START first; [] for a kernel without ORC."""
         base, offsets = self._orc_ips
-        entries = self.symbols.address("__start_orc_unwind")
+        entries = self._orc_entries
         if not offsets or entries is None:
             return []
 

@@ -30,9 +30,13 @@ class Symbols:
         self._text = text if text.endswith("\n") else text + "\n"
         lines = self._text.split("\n")
         lines.pop()
-        if not lines or len(lines[0]) < 20:
-            raise ImageError("kallsyms: no symbols of a 64-bit kernel")
-        raw = bytes.fromhex("".join([line[:16] for line in lines]))
+        digits = len(lines[0].partition(" ")[0]) if lines else 0
+        if digits not in (8, 16):
+            raise ImageError("kallsyms: no symbols of a kernel")
+        #: Bytes of an address.
+        self.word = digits // 2
+        self._digits = digits
+        raw = bytes.fromhex("".join([line[:digits].zfill(16) for line in lines]))
         addresses = array("Q", raw)
         addresses.byteswap()
         if not any(addresses):
@@ -54,8 +58,9 @@ class Symbols:
         return len(self._lines)
 
     def _named(self, line: str) -> Named:
-        name, _, module = line[19:].partition("\t")
-        return Named(name, int(line[:16], 16), line[17], module[1:-1])
+        address, kind, rest = line.split(" ", 2)
+        name, _, module = rest.partition("\t")
+        return Named(name, int(address, 16), kind, module[1:-1])
 
     def find(self, name: str, module: str = "") -> list[Named]:
         """Return the symbols of that name in the kernel proper or in a module, in kallsyms' order."""
@@ -65,18 +70,18 @@ class Symbols:
         at = text.find(wanted)
         while at >= 0:
             start = text.rfind("\n", 0, at) + 1
-            if at == start + 18:
+            if at == start + self._digits + 2:
                 found.append(self._named(text[start : text.index("\n", at)]))
             at = text.find(wanted, at + 1)
         return found
 
     def in_modules(self, name: str) -> bool:
         """Return whether a loaded module has a symbol of that name."""
-        return bool(re.search(rf"^[0-9a-f]{{16}} . {re.escape(name)}\t\[", self._text, re.MULTILINE))
+        return bool(re.search(rf"^[0-9a-f]{{8,16}} . {re.escape(name)}\t\[", self._text, re.MULTILINE))
 
     def like(self, part: str) -> list[str]:
         """Return the names of code symbols that contain PART, shortest first."""
-        pattern = rf"^[0-9a-f]{{16}} [tTwW] (\S*{re.escape(part)}\S*)(?:\t\[\S*\])?$"
+        pattern = rf"^[0-9a-f]{{8,16}} [tTwW] (\S*{re.escape(part)}\S*)(?:\t\[\S*\])?$"
         return sorted({match.group(1) for match in re.finditer(pattern, self._text, re.MULTILINE)}, key=len)
 
     def address(self, name: str) -> int | None:
@@ -109,5 +114,5 @@ class Symbols:
         return [
             self._named(line)
             for line in (self._lines[i] for i in self._order)
-            if line[17] in "tTwW" and "\t" not in line
+            if line[self._digits + 1] in "tTwW" and "\t" not in line
         ]

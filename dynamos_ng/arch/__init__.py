@@ -1,1 +1,124 @@
-"""What differs between architectures, and nothing else."""
+"""What differs between architectures, and nothing else.
+
+`Arch` is what the rewriter asks; `x86_64.ARCH` and `i386.ARCH` answer, `known` finds the one that is wanted. `x86` is
+what the two share: a decoder driven by bytes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+
+class Kind(Enum):
+    """What an instruction does to control flow; SYSTEM asks a kernel for service and comes back."""
+
+    PLAIN = auto()
+    NOP = auto()
+    CALL = auto()
+    JUMP = auto()
+    BRANCH = auto()
+    LOOP = auto()
+    RETURN = auto()
+    CALL_INDIRECT = auto()
+    JUMP_INDIRECT = auto()
+    UNDEFINED = auto()
+    BREAKPOINT = auto()
+    SYSTEM = auto()
+    REFUSED = auto()
+
+
+class Instruction(NamedTuple):
+    """One decoded instruction.
+
+    `target` is where a branch goes, or what a RIP-relative operand (`field` is the offset of its 4-byte
+    displacement, else 0) refers to. `detail` is the mnemonic of a conditional branch or loop, the register of
+    an indirect jump ("" for memory), or the reason of a refusal.
+    """
+
+    address: int
+    size: int
+    code: bytes
+    kind: Kind
+    target: int | None
+    field: int
+    detail: str
+    text: str
+
+    @property
+    def end(self) -> int:
+        """Return the address just past the instruction."""
+        return self.address + self.size
+
+
+#: Instructions after which the next one is not reached.
+ENDING = frozenset((Kind.JUMP, Kind.RETURN, Kind.JUMP_INDIRECT, Kind.UNDEFINED, Kind.BREAKPOINT))
+#: Instructions whose target is code.
+DIRECT = frozenset((Kind.CALL, Kind.JUMP, Kind.BRANCH, Kind.LOOP))
+
+
+@dataclass(frozen=True, eq=False)
+class Arch(ABC):
+    """An architecture: its sizes, its fixed instructions, and the text of what is generated for it.
+
+    `idle` holds the forms of a ftrace site that nobody uses, `endbr` those of an entry of indirect branches.
+    `relocations` gives name, width in bytes and whether relative to the place, by ELF type. Registers that a C
+    function does not care about come first choice first: at its entry, when it returns, when it jumps to another.
+    """
+
+    name: str
+    machine: int
+    word: int
+    pointer: str
+    trampoline: int
+    nop5: bytes
+    idle: frozenset[bytes]
+    endbr: tuple[bytes, ...]
+    relocations: Mapping[int, tuple[str, int, bool]]
+    bugs_relative: bool
+    free_at_entry: tuple[str, ...]
+    free_at_return: tuple[str, ...]
+    free_at_tail: tuple[str, ...]
+    spare: str
+    chosen: str
+
+    @abstractmethod
+    def decode(self, code: bytes, address: int) -> tuple[list[Instruction], int]:
+        """Decode CODE that stands at ADDRESS; return the instructions and how many bytes they cover.
+
+        Fewer bytes than given means that the next one starts no instruction that is known.
+        """
+
+    @abstractmethod
+    def increment(self, slot: str, offset: int, register: str) -> list[str]:
+        """Return text that adds 1 to the 64-bit per-CPU number OFFSET behind what SLOT holds; changes REGISTER and
+        flags."""
+
+    @abstractmethod
+    def saved(self, preserve: bool, /) -> tuple[str, ...]:
+        """Return the registers that `select` changes and a handler must save; with PRESERVE, all of them."""
+
+    @abstractmethod
+    def select(self, current: int, tgid: int, row: str) -> list[str]:
+        """Return text that leaves the number of the edition that this process runs in the register `chosen`.
+
+        CURRENT is the per-CPU offset of the current task's pointer, TGID that of the thread group's number in a task,
+        ROW the slot that holds the function's row of editions.
+        """
+
+    @abstractmethod
+    def program_counter(self, code: bytes, /) -> str:
+        """Return the register that the function CODE loads with its return address, doing nothing else, or ""."""
+
+    def count(self, slot: str, offset: int, scratch: str, preserve: bool) -> list[str]:
+        """Return `increment` with what it changes saved: all with PRESERVE, its register if SCRATCH is ""."""
+        register = scratch or self.spare
+        lines = self.increment(slot, offset, register)
+        if preserve:
+            lines = ["\tpushf", *lines, "\tpopf"]
+        if preserve or not scratch:
+            lines = [f"\tpush %{register}", *lines, f"\tpop %{register}"]
+        return lines

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dynamos_ng.arch import x86_64 as arch
-from dynamos_ng.arch.x86_64 import Instruction, Kind
+from dynamos_ng.arch import DIRECT, Arch, Instruction, Kind
+from dynamos_ng.arch.x86 import XOR5
 from dynamos_ng.errors import Refusal
 from dynamos_ng.rewrite import reader, safety, writer
 from dynamos_ng.rewrite.kernel import Bug, Fixup, Kernel, StaticCall, StaticKey, Symbol
@@ -37,6 +37,7 @@ class Original:
     """
 
     symbol: Symbol
+    arch: Arch
     body: Body
     entry: Entry
     return_thunks: frozenset[int]
@@ -64,7 +65,7 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
     safety.check_place(kernel, symbol)
     body = reader.read(kernel, symbol)
     place = safety.entry(kernel, symbol, body)
-    safety.check_instructions(body)
+    safety.check_instructions(body, kernel.user)
     safety.check_addresses(body)
     for part in body.parts[1:]:
         safety.check_place(kernel, Symbol(part.name, part.address, part.size))
@@ -72,6 +73,7 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
     calls = _each(body, kernel.static_calls)
     original = Original(
         symbol=symbol,
+        arch=kernel.arch,
         body=body,
         entry=place,
         return_thunks=kernel.return_thunks(),
@@ -85,7 +87,7 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
     )
     _check_tables(original)
     safety.check_tables(kernel, body)
-    write(original, Edition("rehearsal", 1, original.state, original.entry.ftrace is None, Tables()))
+    write(original, Edition("rehearsal", 1, original.state, original.entry.ftrace is None, Tables(kernel.arch)))
     return original
 
 
@@ -124,7 +126,7 @@ def _ways(kernel: Kernel, body: Body, place: Entry, sites: set[int]) -> dict[int
     ways: dict[int, Way] = {}
     for instruction in body.instructions:
         target = instruction.target
-        if instruction.kind not in arch.DIRECT or target is None or instruction.address == place.ftrace:
+        if instruction.kind not in DIRECT or target is None or instruction.address == place.ftrace:
             continue
         if target in ways or target in thunks or instruction.address in sites:
             continue
@@ -181,7 +183,7 @@ def _check_tables(original: Original) -> None:
 
 
 #: Kinds whose bytes mean the same anywhere, unless a field or a table says otherwise.
-_FIXED = frozenset((Kind.PLAIN, Kind.NOP, Kind.CALL_INDIRECT, Kind.UNDEFINED, Kind.BREAKPOINT))
+_FIXED = frozenset((Kind.PLAIN, Kind.NOP, Kind.CALL_INDIRECT, Kind.UNDEFINED, Kind.BREAKPOINT, Kind.SYSTEM))
 
 
 def write(original: Original, edition: Edition) -> list[str]:
@@ -192,11 +194,12 @@ def write(original: Original, edition: Edition) -> list[str]:
 def prologue(original: Original, edition: Edition) -> list[str]:
     """Return what stands before the counted entry: endbr and the ftrace site, as the module loader expects it."""
     lines = []
-    if original.body.instructions[0].code == arch.ENDBR:
-        lines.append(writer.data(arch.ENDBR))
+    arch = original.arch
+    if original.body.instructions[0].code == arch.endbr[0]:
+        lines.append(writer.data(arch.endbr[0]))
     if original.entry.ftrace is not None:
-        edition.tables.ftrace.append(f"\t.quad {edition.ftrace}")
-        lines += [f"{edition.ftrace}:", "#ifdef CC_USING_NOP_MCOUNT", writer.data(arch.NOP5)]
+        edition.tables.ftrace.append(f"\t{arch.pointer} {edition.ftrace}")
+        lines += [f"{edition.ftrace}:", "#ifdef CC_USING_NOP_MCOUNT", writer.data(arch.nop5)]
         lines += ["#else", "\tcall __fentry__", "#endif"]
     return lines
 
@@ -265,7 +268,7 @@ class _Clone:
             return [f"\tjmp {edition.exit}"]
         if kind is Kind.JUMP_INDIRECT:
             return self._indirect_tail(instruction, state)
-        if kind in arch.DIRECT and target is not None:
+        if kind in DIRECT and target is not None:
             return self._direct(instruction, target, state)
         if instruction.field and target is not None:
             own = target in original.body.boundaries and target != original.body.address
@@ -286,7 +289,7 @@ class _Clone:
                 destination = edition.exit
             else:
                 way = original.ways[target]
-                destination = edition.tail([f"\tjmp {way.operand}"], way.register)
+                destination = edition.tail([f"\tjmp {way.operand}"], way.register and f"%{way.register}")
         if kind is not Kind.LOOP:
             return [f"\t{instruction.detail or 'jmp'} {destination}"]
         here = f"{edition.label(instruction.address)}.short"
@@ -301,16 +304,6 @@ class _Clone:
     def _indirect_tail(self, instruction: Instruction, state: bytes | None) -> list[str]:
         original = self.original
         safety.check_exit(original.name, instruction, state, self.state)
-        if instruction.detail in ("r10", "r11"):
-            register = instruction.detail
-        else:
-            register = "r11" if "%r11" in instruction.text else "r10"
-            if "%r10" in instruction.text and "%r11" in instruction.text and not self.edition.preserve:
-                raise Refusal(
-                    original.name,
-                    f"{instruction.text}: needs both free registers",
-                    address=instruction.address,
-                )
         if instruction.field and instruction.target is not None:
             jump = writer.relative(instruction, f"{instruction.target:#x}")
         else:
@@ -320,7 +313,7 @@ class _Clone:
         at = body.instructions.index(instruction)
         if at and body.instructions[at - 1].text.startswith("lfence"):
             jump = ["\tlfence", *jump]
-        return [f"\tjmp {self.edition.tail(jump, register)}"]
+        return [f"\tjmp {self.edition.tail(jump, instruction.text)}"]
 
     def _static_key(self, instruction: Instruction, key: StaticKey) -> list[str]:
         """Return the site in its initial form, five bytes long; the loader brings it up to date."""
@@ -333,11 +326,11 @@ class _Clone:
         site, target = self.edition.label(key.address), self.edition.label(key.target)
         branch = " + 1" if key.branch else ""
         self.edition.tables.keys += [
-            f"\t.long {site} - .", f"\t.long {target} - .", f"\t.quad {key.key:#x}{branch} - .",
+            f"\t.long {site} - .", f"\t.long {target} - .", f"\t{self.original.arch.pointer} {key.key:#x}{branch} - .",
         ]  # fmt: skip
         if key.jumps:
             return ["\t.byte 0xe9\t# static key", f"\t.long {target} - . - 4"]
-        return [f"{writer.data(arch.NOP5)}\t# static key"]
+        return [f"{writer.data(self.original.arch.nop5)}\t# static key"]
 
     def _static_call(self, instruction: Instruction, state: bytes | None) -> list[str]:
         call = self.calls[instruction.address]
@@ -346,7 +339,7 @@ class _Clone:
         if not call.tail:
             site = edition.label(call.address)
             edition.tables.calls += [f"\t.long {site} - .", f"\t.long {call.key:#x} - ."]
-            if code in (arch.NOP5, arch.XOR5):
+            if code in (original.arch.nop5, XOR5):
                 return [f"{writer.data(code)}\t# static call"]
             if kind is Kind.CALL and instruction.size == 5:
                 return [f"\tcall {instruction.target:#x}\t# static call"]
@@ -370,8 +363,9 @@ class _Clone:
                 f"\t.long {label(fixup.address)} - .", f"\t.long {label(fixup.fixup)} - .",
                 f"\t.long {fixup.data:#x}",
             ]  # fmt: skip
+        here = " - ." if self.original.arch.bugs_relative else ""
         for bug in self.original.bugs:
             tables.bugs += [
-                f"\t.long {label(bug.address)} - .", f"\t.long {bug.file:#x} - .",
+                f"\t.long {label(bug.address)}{here}", f"\t.long {bug.file:#x}{here}",
                 f"\t.short {bug.line}, {bug.flags:#x}",
             ]  # fmt: skip

@@ -5,11 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
-from dynamos_ng.arch import x86_64 as arch
-from dynamos_ng.arch.x86_64 import Instruction, Kind
+from dynamos_ng.arch import Instruction, Kind
 from dynamos_ng.errors import BuildError, Refusal
 from dynamos_ng.rewrite import elf, reader, safety, writer
-from dynamos_ng.rewrite.elf import RELOCATIONS, Elf, Relocation, Section, Symbol
+from dynamos_ng.rewrite.elf import Elf, Relocation, Section, Symbol
 from dynamos_ng.rewrite.reader import Body, Part
 from dynamos_ng.rewrite.writer import Edition
 
@@ -48,7 +47,7 @@ class Compiled:
             raise BuildError(f"{unit.name}: {symbol.name}: its name is not unique among the sources")
         pieces = [symbol, *cold]
         self.ranges = [(piece.section, piece.value, piece.value + piece.size) for piece in pieces]
-        if symbol.size < arch.TRAMPOLINE:
+        if symbol.size < unit.arch.trampoline:
             raise Refusal(symbol.name, f"the edition's code has {symbol.size} bytes, too short to be moved")
         self._at: dict[int, list[Relocation]] = {}
         try:
@@ -59,9 +58,9 @@ class Compiled:
         self._unwind = self._effective()
         self.state = self._unwind.get(self.body.address)
         self._fixed = self._alternatives()
-        self._keys = self._sites("__jump_table", 16)
+        self._keys = self._sites("__jump_table", 8 + unit.arch.word)
         self._calls = self._sites(".static_call_sites", 8)
-        self._traced = self._sites("__mcount_loc", 8)
+        self._traced = self._sites("__mcount_loc", unit.arch.word)
         #: Where instructions that a table lists have gone, if not to their own label; "" if they are no more.
         self.moved: dict[int, str] = {}
 
@@ -86,7 +85,7 @@ class Compiled:
         section = self.unit.sections[piece.section]
         base = address(piece.section, piece.value)
         code = section.data[piece.value : piece.value + piece.size]
-        decoded = reader.decode(self.symbol.name, code, base)
+        decoded = reader.decode(self.unit.arch, self.symbol.name, code, base)
         relocations = [
             r
             for r in self.unit.relocations.get(piece.section, ())
@@ -102,7 +101,7 @@ class Compiled:
         """Return the instruction with the target that its relocation gives; None for one outside the
         object."""
         for relocation in self._at.get(instruction.address, ()):
-            if not RELOCATIONS[relocation.type][2]:
+            if not self.unit.arch.relocations[relocation.type][2]:
                 continue
             symbol = relocation.symbol
             ahead = instruction.size - self._field(instruction, relocation)
@@ -159,8 +158,8 @@ class Compiled:
         lines: list[str] = []
         state = self.state
         ahead = list(self.body.instructions[:2])
-        if ahead[0].code == arch.ENDBR:
-            first.append(writer.data(arch.ENDBR))
+        if ahead[0].code == self.unit.arch.endbr[0]:
+            first.append(writer.data(self.unit.arch.endbr[0]))
             ahead.pop(0)
         ftrace = ahead[0].address if ahead and ahead[0].address in self._traced else None
         for part in self.body.parts:
@@ -226,10 +225,7 @@ class Compiled:
                 f"{instruction.text}: leaves the function from within an alternative", instruction.address
             )
         if instruction.kind is Kind.JUMP_INDIRECT:
-            register = "r11" if "%r11" in instruction.text else "r10"
-            if "%r10" in instruction.text and register == "r11":
-                raise self._refusal(f"{instruction.text}: needs both free registers", instruction.address)
-            return [f"\tjmp {edition.tail(self._bytes(instruction, expression), register)}"]
+            return [f"\tjmp {edition.tail(self._bytes(instruction, expression), instruction.text)}"]
         outside = self._outside(instruction, expression)
         if instruction.kind is Kind.RETURN or outside == _RETURN:
             self.moved[instruction.address] = ""
@@ -243,7 +239,7 @@ class Compiled:
         else:
             self.moved[instruction.address] = ""
             jump = [f"\tjmp {outside}"]
-        return [f"\t{instruction.detail or 'jmp'} {edition.tail(jump, writer.registers_of(outside))}"]
+        return [f"\t{instruction.detail or 'jmp'} {edition.tail(jump, writer.taken_by(outside))}"]
 
     def _outside(self, instruction: Instruction, expression: Expression) -> str:
         """Return the operand of a branch out of the function."""
@@ -270,7 +266,7 @@ class Compiled:
 
     def _static_key(self, instruction: Instruction, edition: Edition) -> list[str]:
         if instruction.kind is Kind.NOP:
-            return [f"{writer.data(arch.NOP5)}\t# static key"]
+            return [f"{writer.data(self.unit.arch.nop5)}\t# static key"]
         if instruction.kind is Kind.JUMP and instruction.target in self.body.boundaries and instruction.target:
             return ["\t.byte 0xe9\t# static key", f"\t.long {edition.label(instruction.target)} - . - 4"]
         raise self._refusal(f"{instruction.text}: not what a static key's site holds", instruction.address)
@@ -291,7 +287,7 @@ class Compiled:
         lines = []
         at = 0
         for relocation in relocations:
-            name, width, near = RELOCATIONS[relocation.type]
+            name, width, near = self.unit.arch.relocations[relocation.type]
             field = self._field(instruction, relocation)
             ahead = instruction.size - field if near else 0
             lines.append(writer.data(instruction.code[at:field]))

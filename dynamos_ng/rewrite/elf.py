@@ -1,4 +1,4 @@
-"""Relocatable ELF objects for x86_64: sections, symbols, relocations; nothing else of the format."""
+"""Relocatable ELF objects: sections, symbols, relocations; nothing else of the format."""
 
 from __future__ import annotations
 
@@ -7,23 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from dynamos_ng.arch import known
 from dynamos_ng.errors import BuildError
 
-PROGBITS, SYMTAB, RELA, NOBITS, NOTE = 1, 2, 4, 8, 7
+PROGBITS, SYMTAB, RELA, NOTE, NOBITS, REL = 1, 2, 4, 7, 8, 9
 WRITE, ALLOC, EXECUTE, MERGE, STRINGS, TLS = 1, 2, 4, 0x10, 0x20, 0x400
 LOCAL, GLOBAL, WEAK = 0, 1, 2
 OBJECT, FUNCTION, SECTION = 1, 2, 3
 UNDEFINED, ABSOLUTE, COMMON = 0, 0xFFF1, 0xFFF2
-
-#: Relocations: name, width in bytes, relative to their place.
-RELOCATIONS = {
-    1: ("R_X86_64_64", 8, False),
-    2: ("R_X86_64_PC32", 4, True),
-    4: ("R_X86_64_PLT32", 4, True),
-    10: ("R_X86_64_32", 4, False),
-    11: ("R_X86_64_32S", 4, False),
-    24: ("R_X86_64_PC64", 8, True),
-}
 
 
 class Symbol(NamedTuple):
@@ -60,16 +51,44 @@ class Section:
     data: bytes
 
 
+class _Form(NamedTuple):
+    """Where a class of ELF files keeps things: offsets in the file header, and structures.
+
+    `members` says in which order a symbol has name, info, other, section, value and size; a relocation's type has
+    `shift` bits.
+    """
+
+    word: str
+    table: int
+    counts: int
+    section: str
+    symbol: str
+    members: tuple[int, ...]
+    rel: str
+    rela: str
+    shift: int
+
+
+_FORMS = {
+    4: _Form("<I", 32, 46, "<10I", "<IIIBBH", (0, 3, 4, 5, 1, 2), "<II", "<IIi", 8),
+    8: _Form("<Q", 40, 58, "<IIQQQQIIQQ", "<IBBHQQ", (0, 1, 2, 3, 4, 5), "<QQ", "<QQq", 32),
+}
+
+
 class Elf:
     """A relocatable object's contents; BuildError for any other file."""
 
     def __init__(self, raw: bytes, name: str) -> None:
         self.name = name
-        if raw[:6] != b"\x7fELF\x02\x01" or struct.unpack_from("<HH", raw, 16) != (1, 62):
-            raise BuildError(f"{name}: not a relocatable object for x86_64")
-        (table,) = struct.unpack_from("<Q", raw, 40)
-        size, count, names = struct.unpack_from("<HHH", raw, 58)
-        headers = [struct.unpack_from("<IIQQQQIIQQ", raw, table + size * i) for i in range(count)]
+        kind, machine = struct.unpack_from("<HH", raw, 16) if len(raw) > 20 else (0, 0)
+        arch = known.by_machine(machine)
+        if raw[:4] != b"\x7fELF" or raw[5:6] != b"\x01" or kind != 1 or arch is None:
+            raise BuildError(f"{name}: not a relocatable object for {' or '.join(a.name for a in known.ALL)}")
+        self.arch = arch
+        self._form = _FORMS[arch.word]
+        (table,) = struct.unpack_from(self._form.word, raw, self._form.table)
+        size, count, names = struct.unpack_from("<HHH", raw, self._form.counts)
+        headers = [struct.unpack_from(self._form.section, raw, table + size * i) for i in range(count)]
         strings = headers[names]
         self.raw = raw
         self._headers = headers
@@ -89,9 +108,8 @@ class Elf:
             if header[1] != SYMTAB:
                 continue
             strings = self._headers[header[6]][4]
-            for name, info, _other, section, value, size in struct.iter_unpack(
-                "<IBBHQQ", self.raw[header[4] : header[4] + header[5]]
-            ):
+            for entry in struct.iter_unpack(self._form.symbol, self.raw[header[4] : header[4] + header[5]]):
+                name, info, _other, section, value, size = (entry[i] for i in self._form.members)
                 kind = info & 15
                 title = self.sections[section].name if kind == SECTION else _string(self.raw, strings + name)
                 found.append(Symbol(title, value, size, info >> 4, kind, section))
@@ -102,21 +120,27 @@ class Elf:
         """Return each section's relocations in order of offset, by section index."""
         found: dict[int, tuple[Relocation, ...]] = {}
         for header in self._headers:
-            if header[1] != RELA:
+            if header[1] not in (REL, RELA):
                 continue
             target = self.sections[header[7]]
             if not target.flags & ALLOC:
                 continue
             entries = []
-            for offset, info, addend in struct.iter_unpack("<QQq", self.raw[header[4] : header[4] + header[5]]):
-                kind = info & 0xFFFFFFFF
+            form = self._form.rela if header[1] == RELA else self._form.rel
+            for offset, info, *addend in struct.iter_unpack(form, self.raw[header[4] : header[4] + header[5]]):
+                kind = info & ((1 << self._form.shift) - 1)
                 if kind == 0:
                     continue
-                if kind not in RELOCATIONS:
+                if kind not in self.arch.relocations:
                     raise BuildError(f"{self.name}: {target.name}+{offset:#x}: relocation of type {kind}")
-                entries.append(Relocation(offset, kind, self.symbols[info >> 32], addend))
+                symbol = self.symbols[info >> self._form.shift]
+                entries.append(Relocation(offset, kind, symbol, addend[0] if addend else self._stored(target, offset)))
             found[header[7]] = tuple(sorted(entries, key=lambda entry: entry.offset))
         return found
+
+    def _stored(self, section: Section, offset: int) -> int:
+        """Return the addend of a relocation that has none of its own: it is in the place that is to change."""
+        return int.from_bytes(section.data[offset : offset + self.arch.word], "little", signed=True)
 
 
 def _string(raw: bytes, at: int) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from dynamos_ng.arch import Arch
+
 
 @dataclass(frozen=True)
 class Symbol:
@@ -66,6 +68,16 @@ class StaticCall:
 
 class Kernel(Protocol):
     """A kernel's code and tables; ranges are half open, results are in ascending order of address."""
+
+    @property
+    def arch(self) -> Arch:
+        """Return what its code is for."""
+        ...
+
+    @property
+    def user(self) -> bool:
+        """Return whether the code is a program's, which may ask a kernel for service, and not a kernel's."""
+        ...
 
     def function(self, name: str, position: int | None = None) -> Symbol:
         """Return the function of that name, the POSITIONth from 1 where there are several."""

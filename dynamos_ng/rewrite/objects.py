@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dynamos_ng.arch import x86_64 as arch
 from dynamos_ng.errors import BuildError, UsageError
 from dynamos_ng.rewrite import elf, writer
 from dynamos_ng.rewrite.compiled import Compiled, address, unwind_entries
-from dynamos_ng.rewrite.elf import RELOCATIONS, Elf, Relocation, Section, Symbol
+from dynamos_ng.rewrite.elf import Elf, Relocation, Section, Symbol
 from dynamos_ng.rewrite.writer import Edition
 
 _DROPPED = (".discard", ".note", ".modinfo", ".comment", ".debug", ".orc_", ".gnu.")
@@ -221,7 +220,8 @@ def _dump(unit: _Unit, section: Section, names: _Names) -> list[str]:
     if section.name in (".return_sites", ".retpoline_sites"):
         relocations = [r for r in relocations if not _gone(unit, r)]
         for relocation in relocations:
-            text += [f"\t.reloc ., R_X86_64_PC32, {_target(section, relocation, names)}", "\t.long 0"]
+            name = unit.elf.arch.relocations[relocation.type][0]
+            text += [f"\t.reloc ., {name}, {_target(section, relocation, names)}", "\t.long 0"]
         return text
     at = 0
     for start, end, edition in holes:
@@ -247,7 +247,7 @@ def _gone(unit: _Unit, relocation: Relocation) -> bool:
 
 
 def _target(section: Section, relocation: Relocation, names: _Names) -> str:
-    ahead = 4 if section.flags & elf.EXECUTE and RELOCATIONS[relocation.type][2] else 0
+    ahead = 4 if section.flags & elf.EXECUTE and names.unit.elf.arch.relocations[relocation.type][2] else 0
     return names.expression(relocation.symbol, relocation.addend, section.name in _TABLES, ahead)
 
 
@@ -258,7 +258,7 @@ def _bytes(section: Section, start: int, end: int, relocations: Sequence[Relocat
     for relocation in relocations:
         if not start <= relocation.offset < end:
             continue
-        name, width, _near = RELOCATIONS[relocation.type]
+        name, width, _near = names.unit.elf.arch.relocations[relocation.type]
         text += _lines(section.data[at : relocation.offset])
         text += [f"\t.reloc ., {name}, {_target(section, relocation, names)}", f"\t.zero {width}"]
         at = relocation.offset + width
@@ -286,7 +286,7 @@ def _unwind(unit: _Unit) -> list[str]:
             last = [state for place, state in entries if address(section, 0) <= place < address(section, end)]
             if edition.state is None or not last:
                 continue
-            for offset, state in ((start, edition.state), (start + arch.TRAMPOLINE, last[-1])):
+            for offset, state in ((start, edition.state), (start + unit.elf.arch.trampoline, last[-1])):
                 places.append(f"\t.long {unit.base(section)} + {offset:#x} - .")
                 states.append(writer.data(state))
     return [

@@ -11,8 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
-from dynamos_ng.arch import x86_64 as arch
-from dynamos_ng.arch.x86_64 import Instruction, Kind
+from dynamos_ng.arch import DIRECT, Arch, Instruction, Kind
 from dynamos_ng.errors import Refusal
 from dynamos_ng.rewrite.kernel import Kernel, Symbol
 
@@ -85,7 +84,7 @@ def read(kernel: Kernel, symbol: Symbol) -> Body:
     while seen < len(parts):
         part = parts[seen]
         seen += 1
-        targets = [i.target for i in part.instructions if i.kind in arch.DIRECT and i.target is not None]
+        targets = [i.target for i in part.instructions if i.kind in DIRECT and i.target is not None]
         targets += [key.target for key in kernel.static_keys(part.address, part.end)]
         targets += [fixup.fixup for fixup in kernel.fixups(part.address, part.end)]
         for target in targets:
@@ -99,10 +98,10 @@ def read(kernel: Kernel, symbol: Symbol) -> Body:
 
 def _part(function: str, kernel: Kernel, symbol: Symbol) -> Part:
     code = kernel.read(symbol.address, symbol.size)
-    return Part(symbol.name, symbol.address, symbol.size, decode(function, code, symbol.address))
+    return Part(symbol.name, symbol.address, symbol.size, decode(kernel.arch, function, code, symbol.address))
 
 
-def decode(function: str, code: bytes, address: int) -> tuple[Instruction, ...]:
+def decode(arch: Arch, function: str, code: bytes, address: int) -> tuple[Instruction, ...]:
     """Decode a part's bytes and trim its padding; Refusal at the first byte that starts no known
     instruction."""
     instructions, covered = arch.decode(code, address)

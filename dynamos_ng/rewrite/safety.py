@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from dynamos_ng.arch import x86_64 as arch
-from dynamos_ng.arch.x86_64 import Instruction, Kind
+from dynamos_ng.arch import DIRECT, ENDING, Instruction, Kind
 from dynamos_ng.errors import Refusal
 from dynamos_ng.rewrite.kernel import Kernel, Symbol
 from dynamos_ng.rewrite.reader import Body
 
 #: Where ftrace's own calls go, by name; its other trampolines lie outside the kernel's text.
 _FTRACE = frozenset(("__fentry__", "ftrace_caller", "ftrace_regs_caller", "ftrace_stub"))
-_TABLE = re.compile(r"(-?0x[0-9a-f]+)\(, ?%\w+, ?8\)")
+_TABLE = re.compile(r"(-?0x[0-9a-f]+)\(, ?%\w+, ?[48]\)")
 _CALLERS = "redirect one of its callers instead"
 
 
@@ -36,22 +35,22 @@ def check_place(kernel: Kernel, symbol: Symbol) -> None:
 
 def entry(kernel: Kernel, symbol: Symbol, body: Body) -> Entry:
     """Find the ftrace site and the trampoline's place; refuse what cannot hold a trampoline."""
-    function = symbol.name
+    arch, function = kernel.arch, symbol.name
     instructions = list(body.parts[0].instructions)
     if not instructions:
         raise Refusal(function, "it has no instructions", address=symbol.address)
     at = symbol.address
-    if instructions[0].code in (arch.ENDBR, arch.SEALED_ENDBR):
+    if instructions[0].code in arch.endbr:
         at = instructions.pop(0).end
     ftrace = None
     if instructions and is_ftrace_site(kernel, instructions[0]):
         ftrace = at
         at = instructions.pop(0).end
-    if at + arch.TRAMPOLINE > symbol.end:
+    if at + arch.trampoline > symbol.end:
         left = max(symbol.end - at, 0)
-        reason = f"too short for a trampoline: {left} bytes where {arch.TRAMPOLINE} are needed"
+        reason = f"too short for a trampoline: {left} bytes where {arch.trampoline} are needed"
         raise Refusal(function, reason, address=at, remedy=_CALLERS)
-    expected = kernel.read(at, arch.TRAMPOLINE)
+    expected = kernel.read(at, arch.trampoline)
     if instructions:
         _check_redirected(kernel, function, instructions[0])
     _check_site(kernel, symbol, body, at)
@@ -60,13 +59,13 @@ def entry(kernel: Kernel, symbol: Symbol, body: Body) -> Entry:
 
 def is_ftrace_site(kernel: Kernel, first: Instruction) -> bool:
     """Return whether a function's first instruction is its ftrace site: idle, or calling into ftrace."""
-    if first.size != len(arch.NOP5):
+    if first.size != len(kernel.arch.nop5):
         return False
     if any(key.address == first.address for key in kernel.static_keys(first.address, first.end)):
         return False
     if kernel.static_calls(first.address, first.end):
         return False
-    if first.code == arch.NOP5:
+    if first.code in kernel.arch.idle:
         return True
     if first.kind is not Kind.CALL or first.target is None:
         return False
@@ -90,10 +89,10 @@ def _check_redirected(kernel: Kernel, function: str, first: Instruction) -> None
 
 def _check_site(kernel: Kernel, symbol: Symbol, body: Body, site: int) -> None:
     """Refuse a trampoline over bytes that something else enters or patches."""
-    end = site + arch.TRAMPOLINE
+    end = site + kernel.arch.trampoline
     for instruction in body.instructions:
         target = instruction.target
-        if instruction.kind not in arch.DIRECT or target is None:
+        if instruction.kind not in DIRECT or target is None:
             continue
         if site <= target < end and (instruction.kind is not Kind.CALL or target != symbol.address):
             reason = f"branch into the trampoline's bytes, to {target:#x}"
@@ -115,16 +114,21 @@ def _check_site(kernel: Kernel, symbol: Symbol, body: Body, site: int) -> None:
                 raise Refusal(symbol.name, reason, address=place, remedy=_CALLERS)
 
 
-def check_instructions(body: Body) -> None:
-    """Refuse instructions that cannot be moved, kprobes, and code that runs on past its end."""
-    targets = {instruction.target for instruction in body.instructions if instruction.kind in arch.DIRECT}
+def check_instructions(body: Body, user: bool = False) -> None:
+    """Refuse instructions that cannot be moved, kprobes, and code that runs on past its end.
+
+    System calls are for USER code only: a kernel that makes one is not understood.
+    """
+    targets = {instruction.target for instruction in body.instructions if instruction.kind in DIRECT}
     for part in body.parts:
         before: Instruction | None = None
         for instruction in part.instructions:
             if instruction.kind is Kind.REFUSED:
                 reason = f"{instruction.text}: {instruction.detail}"
                 raise Refusal(body.name, reason, address=instruction.address)
-            reached = before is None or before.kind not in arch.ENDING or instruction.address in targets
+            if instruction.kind is Kind.SYSTEM and not user:
+                raise Refusal(body.name, f"{instruction.text}: it enters the kernel", address=instruction.address)
+            reached = before is None or before.kind not in ENDING or instruction.address in targets
             if instruction.kind is Kind.BREAKPOINT and reached:
                 raise Refusal(
                     body.name,
@@ -133,7 +137,7 @@ def check_instructions(body: Body) -> None:
                     remedy="see /sys/kernel/debug/kprobes/list and remove it",
                 )
             before = instruction
-        if before is not None and before.kind not in arch.ENDING and before.kind is not Kind.CALL:
+        if before is not None and before.kind not in ENDING and before.kind is not Kind.CALL:
             raise Refusal(
                 body.name,
                 f"{part.name} runs on into the next symbol",
@@ -162,8 +166,8 @@ def check_tables(kernel: Kernel, body: Body) -> None:
         return
     for instruction in body.instructions:
         if found := _TABLE.search(instruction.text):
-            table = int(found.group(1), 16) & 0xFFFFFFFFFFFFFFFF
-            target = int.from_bytes(kernel.read(table, arch.WORD), "little")
+            table = int(found.group(1), 16) & (1 << 8 * kernel.arch.word) - 1
+            target = int.from_bytes(kernel.read(table, kernel.arch.word), "little")
             if target != body.address and body.part(target):
                 reason = f"an indirection table at {table:#x}"
                 raise Refusal(body.name, reason, address=instruction.address)
@@ -175,17 +179,17 @@ def check_addresses(body: Body) -> None:
     They would lead from the clone back into the original. The address of the function itself is no such thing: it
     is the address that everybody calls. Nor is a RIP-relative `lea` of an instruction: it moves with the code.
     """
+    codes = [(part, b"".join([instruction.code for instruction in part.instructions])) for part in body.parts]
     for part in body.parts:
-        highs = {place >> 16 & 0xFFFF for place in (part.address, part.end - 1)}
-        patterns = [re.compile(re.escape(high.to_bytes(2, "little")), re.DOTALL) for high in highs]
-        for holder in body.parts:
-            code = b"".join(instruction.code for instruction in holder.instructions)
-            for match in (match for pattern in patterns for match in pattern.finditer(code)):
-                low = match.start() - 2
-                if low >= 0:
-                    value = int.from_bytes(code[low : low + 4], "little") | part.address & ~0xFFFFFFFF
+        for high in {place >> 16 & 0xFFFF for place in (part.address, part.end - 1)}:
+            wanted = high.to_bytes(2, "little")
+            for holder, code in codes:
+                at = code.find(wanted, 2)
+                while at >= 0:
+                    value = int.from_bytes(code[at - 2 : at + 2], "little") | part.address & ~0xFFFFFFFF
                     if part.address <= value < part.end and value != body.address:
-                        _check_address(body, holder.address + low, value)
+                        _check_address(body, holder.address + at - 2, value)
+                    at = code.find(wanted, at + 1)
     for instruction in body.instructions:
         target = instruction.target
         if not instruction.field or target is None or target == body.address or not body.part(target):
@@ -198,7 +202,7 @@ def _check_address(body: Body, place: int, value: int) -> None:
     """Refuse four bytes that hold VALUE, if they can be an operand."""
     instruction = body.covering(place)
     offset = place - instruction.address
-    if 0 < offset <= instruction.size - 4 and instruction.kind not in arch.DIRECT and instruction.field != offset:
+    if 0 < offset <= instruction.size - 4 and instruction.kind not in DIRECT and instruction.field != offset:
         _refuse_address(body, instruction, value)
 
 

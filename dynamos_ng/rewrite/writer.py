@@ -11,11 +11,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dynamos_ng.arch import x86_64 as arch
-from dynamos_ng.arch.x86_64 import Instruction
+from dynamos_ng.arch import Arch, Instruction
 
 _HEX = [f"{value:#04x}" for value in range(256)]
-_THUNK_REGISTER = re.compile(r"__x86_indirect\w*_thunk_(r\w+)$")
+_THUNK_REGISTER = re.compile(r"__x86_indirect\w*_thunk_([re]\w+)$")
 
 
 def data(code: bytes) -> str:
@@ -47,10 +46,17 @@ def registers_of(name: str) -> str:
     return found.group(1) if found else ""
 
 
+def taken_by(name: str) -> str:
+    """Return the register that a jump to NAME needs, as text, or ""."""
+    register = registers_of(name)
+    return register and f"%{register}"
+
+
 @dataclass
 class Tables:
     """Lines of the sections that point into the code; a module's loader reads them."""
 
+    arch: Arch
     orc_ip: list[str] = field(default_factory=list)
     orc: list[str] = field(default_factory=list)
     fixups: list[str] = field(default_factory=list)
@@ -73,23 +79,38 @@ class Tables:
             (".orc_unwind_ip", "a", 4, self.orc_ip),
             (".orc_unwind", "a", 1, self.orc),
             ("__ex_table", "a", 4, self.fixups),
-            ("__jump_table", "aw", 8, self.keys),
+            ("__jump_table", "aw", self.arch.word, self.keys),
             ("__bug_table", "aw", 1, self.bugs),
             (".static_call_sites", "aw", 4, self.calls),
             (".return_sites", "a", 1, self.returns),
-            ("__mcount_loc", "a", 8, self.ftrace),
+            ("__mcount_loc", "a", self.arch.word, self.ftrace),
         ):
             if lines:
                 text += [f'\t.section {name},"{flags}",@progbits', f"\t.balign {align}", *lines]
         return text
 
 
-def deeper(state: bytes | None, words: int) -> bytes | None:
+def deeper(state: bytes | None, words: int, arch: Arch) -> bytes | None:
     """Return the unwind entry after pushing WORDS words in STATE, whose stack pointer is the base."""
     if state is None:
         return None
-    offset = int.from_bytes(state[:2], "little", signed=True) + arch.WORD * words
+    offset = int.from_bytes(state[:2], "little", signed=True) + arch.word * words
     return offset.to_bytes(2, "little", signed=True) + state[2:]
+
+
+def pushing(mark: str, lines: Sequence[str], state: bytes | None, tables: Tables, depth: int = 0) -> list[str]:
+    """Return LINES with an unwind entry behind each push and pop, at labels that begin with MARK.
+
+    STATE is in force where nothing has been pushed; DEPTH words have been before.
+    """
+    found = []
+    for number, line in enumerate(lines):
+        found.append(line)
+        if step := line.startswith("\tpush") - line.startswith("\tpop"):
+            depth += step
+            found.append(f"{mark}.{number}:")
+            tables.unwind(f"{mark}.{number}", deeper(state, depth, tables.arch))
+    return found
 
 
 @dataclass
@@ -142,25 +163,19 @@ class Edition:
         """Return whether nothing leaves the edition; valid once its code is written."""
         return not self.returns and not self.tails
 
-    def tail(self, jump: Sequence[str], register: str = "") -> str:
-        """Return the label of a stub that counts the exit and then does JUMP, whose target is in REGISTER."""
-        key = (register, *jump)
+    def tail(self, jump: Sequence[str], taken: str = "") -> str:
+        """Return the label of a stub that counts the exit and then does JUMP; TAKEN names the registers it needs."""
+        key = (taken, *jump)
         return self.tails.setdefault(key, f".L{self.name}.tail{len(self.tails)}")
 
     def label(self, address: int) -> str:
         """Return the label of the moved instruction that stood at ADDRESS."""
         return f".L{self.name}.{address:x}"
 
-    def _count(self, at: str, offset: int, register: str) -> list[str]:
-        lines = [f"\tmov {self.use}(%rip), %{register}", f"\tincq %gs:{offset}(%{register})"]
-        if not self.preserve:
-            return lines
-        for depth, mark in ((1, "a"), (2, "b"), (1, "c"), (0, "d")):
-            self.tables.unwind(f"{at}.{mark}", deeper(self.state, depth))
-        return [
-            f"\tpush %{register}", f"{at}.a:", "\tpushfq", f"{at}.b:", *lines,
-            "\tpopfq", f"{at}.c:", f"\tpop %{register}", f"{at}.d:",
-        ]  # fmt: skip
+    def _count(self, at: str, offset: int, free: Sequence[str], taken: str = "") -> list[str]:
+        scratch = next((register for register in free if f"%{register}" not in taken), "")
+        lines = self.tables.arch.count(self.use, offset, scratch, self.preserve)
+        return pushing(at, lines, self.state, self.tables)
 
     def head(self, align: bool, first: Sequence[str] = ()) -> list[str]:
         """Return the counted entry; without ALIGN, what stands before falls through into it.
@@ -171,25 +186,25 @@ class Edition:
         lines = ["\t.balign 16, 0xcc"] if align else []
         for name in (self.name, *self.aliases):
             lines += [f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
-        return [*lines, *first, *self._count(f".L{self.name}.in", 0, "r10")]
+        return [*lines, *first, *self._count(f".L{self.name}.in", 0, self.tables.arch.free_at_entry)]
 
     def foot(self, return_thunk: str) -> list[str]:
         """Return the stubs and the end of the edition, once all code is written."""
         lines: list[str] = []
         if self.returns:
-            lines += self._stub(f".L{self.name}.exit", "r11")
+            lines += self._stub(f".L{self.name}.exit", self.tables.arch.free_at_return)
             if return_thunk:
                 lines += [f".L{self.name}.return:", f"\tjmp {return_thunk}", "\tint3"]
                 self.tables.returns.append(f"\t.long .L{self.name}.return - .")
             else:
                 lines += ["\tret", "\tint3"]
-        for (register, *jump), label in self.tails.items():
-            lines += self._stub(label, "r10" if register == "r11" else "r11")
+        for (taken, *jump), label in self.tails.items():
+            lines += self._stub(label, self.tables.arch.free_at_tail, taken)
             lines += [*jump, "\tint3"]
         lines.append(f"{self.end}:")
         lines += [f"\t.size {name}, . - {name}" for name in (self.name, *self.aliases)]
         return lines
 
-    def _stub(self, label: str, register: str) -> list[str]:
+    def _stub(self, label: str, free: Sequence[str], taken: str = "") -> list[str]:
         self.tables.unwind(label, self.state)
-        return [f"{label}:", *self._count(label, 8, register)]
+        return [f"{label}:", *self._count(label, 8, free, taken)]

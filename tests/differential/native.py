@@ -74,7 +74,7 @@ class Loaded:
             value = symbol.value
         else:
             value = outside[symbol.name]
-        name, width, near = elf.RELOCATIONS[relocation.type]
+        name, width, near = self.elf.arch.relocations[relocation.type]
         value += relocation.addend - (place if near else 0)
         assert ctypes.string_at(place, width) == bytes(width), f"{name}: bytes are there already"
         signed = near or name.endswith("32S")
@@ -91,8 +91,11 @@ class Loaded:
 class Process:
     """This process as the rewriter's `Kernel`: a loaded object's symbols, live bytes, no tables."""
 
+    user = False
+
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
+        self.arch = loaded.elf.arch
         self._functions = sorted(
             Symbol(s.name, loaded.at[s.section] + s.value, s.size).__dict__["address"]
             for s in loaded.elf.symbols

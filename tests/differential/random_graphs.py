@@ -8,7 +8,7 @@ from pathlib import Path
 
 from native import Loaded, Process, call, compile_c, redirect
 
-from dynamos_ng.arch.x86_64 import CONDITIONS
+from dynamos_ng.arch.x86 import CONDITIONS
 from dynamos_ng.errors import Refusal
 from dynamos_ng.rewrite import examine
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamos_ng.arch import x86_64 as arch
-from dynamos_ng.arch.x86_64 import Kind
+from dynamos_ng.arch import DIRECT, Kind
+from dynamos_ng.arch.x86_64 import ARCH
 
 _LINE = re.compile(r"^\s*([0-9a-f]+):\t((?:[0-9a-f]{2} )+)\s*\t?(.*)$")
 _TARGET = re.compile(r"^(?:bnd |notrack |data16 |[cdefgs]s |addr32 )*(call|jmp|j\w+|loop\w*|xbegin)\s+([0-9a-f]+)\b")
@@ -50,7 +50,7 @@ def test_lengths_and_targets_agree_with_objdump_over_a_library() -> None:
             continue
         at = int(found.group(1), 16)
         size = len(found.group(2).split())
-        decoded, covered = arch.decode(code[at - address : at - address + size], at)
+        decoded, covered = ARCH.decode(code[at - address : at - address + size], at)
         if not covered:
             unknown += 1
             continue
@@ -60,14 +60,14 @@ def test_lengths_and_targets_agree_with_objdump_over_a_library() -> None:
         text = found.group(3)
         if target := _TARGET.match(text):
             if instruction.kind is not Kind.REFUSED:
-                assert instruction.kind in arch.DIRECT, line
+                assert instruction.kind in DIRECT, line
                 assert instruction.target == int(target.group(2), 16), line
         elif "(%rip)" in text and instruction.kind is not Kind.REFUSED:
             shown_target = re.search(r"# ([0-9a-f]+)", text)
             assert shown_target, line
             assert instruction.target == int(shown_target.group(1), 16), line
             relative += 1
-        elif instruction.kind in arch.DIRECT:
+        elif instruction.kind in DIRECT:
             raise AssertionError(f"no branch to objdump: {line}")
         compared += 1
     assert compared > 100_000

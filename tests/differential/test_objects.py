@@ -42,7 +42,7 @@ def contents(unit: elf.Elf) -> dict[str, tuple[int, int, int, bytes, list[tuple[
             continue
         meaning: list[tuple[int, str, object]] = []
         for entry in unit.relocations.get(section.index, ()):
-            kind = elf.RELOCATIONS[entry.type][0].replace("PLT32", "PC32")
+            kind = unit.arch.relocations[entry.type][0].replace("PLT32", "PC32")
             symbol = entry.symbol
             if symbol.section in (elf.UNDEFINED, elf.COMMON):
                 meaning.append((entry.offset, kind, (symbol.name, entry.addend)))

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dynamos_ng.arch import x86_64 as arch
+from dynamos_ng.arch import Arch, x86_64
 from dynamos_ng.rewrite import elf
 from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey, Symbol
 
@@ -33,6 +33,8 @@ def section(unit: elf.Elf, name: str) -> elf.Section:
 class MemoryKernel:
     """Functions by name, as hexadecimal bytes or assembler text, placed 0x100 apart from TEXT on."""
 
+    user = False
+
     def __init__(
         self,
         functions: Mapping[str, str | bytes],
@@ -47,7 +49,9 @@ class MemoryKernel:
         forbidden: str = "",
         symbols: Mapping[str, int] | None = None,
         data: Mapping[int, bytes] | None = None,
+        arch: Arch = x86_64.ARCH,
     ) -> None:
+        self.arch = arch
         self.unwind, self._fixups, self.keys, self._bugs = unwind, fixups, keys, bugs
         self.calls, self.locks, self.words = calls, locks, forbidden
         self.code: dict[int, bytes] = {}
@@ -110,4 +114,4 @@ class MemoryKernel:
         return [address for address in self.locks if start <= address < end]
 
 
-NOP5 = arch.NOP5.hex()
+NOP5 = x86_64.ARCH.nop5.hex()

@@ -41,7 +41,7 @@ def image(unit: elf.Elf, name: str = "f_v1") -> bytes:
 def relocations(unit: elf.Elf, name: str = ".text") -> dict[int, tuple[str, str, int]]:
     """Return type, symbol and addend of a section's relocations by offset."""
     found = unit.relocations.get(section(unit, name).index, ())
-    return {r.offset: (elf.RELOCATIONS[r.type][0], r.symbol.name, r.addend) for r in found}
+    return {r.offset: (unit.arch.relocations[r.type][0], r.symbol.name, r.addend) for r in found}
 
 
 def test_handler_looks_up_class_and_edition() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dynamos_ng.arch import x86_64 as arch
-from dynamos_ng.arch.x86_64 import Kind
+from dynamos_ng.arch import Kind
+from dynamos_ng.arch.x86_64 import ARCH
 
 AT = 0xFFFFFFFF81000000
 
@@ -46,11 +46,13 @@ AT = 0xFFFFFFFF81000000
         ("f3 0f 1e fa", Kind.PLAIN, None),  # endbr64
         ("f2 0f 01 ff", Kind.PLAIN, None),  # pvalidate
         ("0f 01 ee", Kind.PLAIN, None),  # rdpkru
+        ("0f 05", Kind.SYSTEM, None),  # syscall
+        ("cd 80", Kind.SYSTEM, None),  # int $0x80
     ],
 )
 def test_kind_and_target(code: str, kind: Kind, target: int | None) -> None:
     raw = bytes.fromhex(code)
-    decoded, covered = arch.decode(raw, AT)
+    decoded, covered = ARCH.decode(raw, AT)
     assert covered == len(raw)
     assert [(item.kind, item.target) for item in decoded] == [(kind, target)]
 
@@ -61,8 +63,8 @@ def test_kind_and_target(code: str, kind: Kind, target: int | None) -> None:
         ("c2 08 00", "drops arguments"),  # ret $8
         ("cb", "far return"),  # lret
         ("48 cf", "interrupt"),  # iretq
-        ("0f 05", "enters or leaves"),  # syscall
-        ("0f 07", "enters or leaves"),  # sysret
+        ("0f 34", "elsewhere"),  # sysenter
+        ("0f 07", "elsewhere"),  # sysret
         ("ff 28", "far call or jump"),  # ljmp *(%rax)
         ("c7 f8 00 00 00 00", "transaction"),  # xbegin
         ("67 8b 05 00 00 00 00", "EIP-relative"),  # mov 0x0(%eip),%eax
@@ -70,23 +72,23 @@ def test_kind_and_target(code: str, kind: Kind, target: int | None) -> None:
     ],
 )
 def test_refused_with_a_reason(code: str, words: str) -> None:
-    decoded, _covered = arch.decode(bytes.fromhex(code), AT)
+    decoded, _covered = ARCH.decode(bytes.fromhex(code), AT)
     assert decoded[0].kind is Kind.REFUSED
     assert words in decoded[0].detail
 
 
 def test_field_is_where_the_displacement_lies() -> None:
     # cmpl $5,0x10(%rip): opcode, modrm, four bytes of displacement, one of immediate
-    decoded, _covered = arch.decode(bytes.fromhex("83 3d 10 00 00 00 05"), AT)
+    decoded, _covered = ARCH.decode(bytes.fromhex("83 3d 10 00 00 00 05"), AT)
     assert decoded[0].field == 2
 
 
 def test_ud1_is_decoded_whole_or_refused() -> None:
     # ud1 %esp,%ecx: capstone 5 leaves the operand's byte to be taken for an int3
-    decoded, _covered = arch.decode(bytes.fromhex("0f b9 cc"), AT)
+    decoded, _covered = ARCH.decode(bytes.fromhex("0f b9 cc"), AT)
     assert (decoded[0].kind, decoded[0].size) in ((Kind.UNDEFINED, 3), (Kind.REFUSED, 2))
 
 
 def test_bytes_that_are_no_instruction_end_the_decoding() -> None:
-    decoded, covered = arch.decode(bytes.fromhex("90 06 90"), AT)  # nop; push %es: not in 64-bit code
+    decoded, covered = ARCH.decode(bytes.fromhex("90 06 90"), AT)  # nop; push %es: not in 64-bit code
     assert (len(decoded), covered) == (1, 1)

@@ -79,7 +79,7 @@ def test_the_old_place_leads_to_the_edition_and_keeps_its_size() -> None:
 def test_an_operand_keeps_its_relocation() -> None:
     unit = built(HEAD + "\tmov $datum+3, %rdi\n\tmov datum(%rip), %eax\n\tret\n" + TAIL + "\t.data\ndatum:\t.quad 7\n")
     start = symbol(unit, "f_v2").value + 11
-    found = {r.offset - start: (elf.RELOCATIONS[r.type][0], r.symbol.name, r.addend)
+    found = {r.offset - start: (unit.arch.relocations[r.type][0], r.symbol.name, r.addend)
              for r in unit.relocations[section(unit, ".text").index]}  # fmt: skip
     assert found[3] == ("R_X86_64_32S", ".data", 3)
     assert found[9] == ("R_X86_64_PC32", ".data", -4)

@@ -1,0 +1,71 @@
+"""i386: `%fs` is the CPU's own memory; eax, edx and ecx carry arguments, so no register is free at an entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dynamos_ng.arch import Arch, Instruction
+from dynamos_ng.arch.x86 import REGISTERS, Decoder
+
+_DECODER = Decoder(32)
+#: mov (%esp),%REGISTER; ret: how code that may lie anywhere learns where it is.
+_PROGRAM_COUNTERS = {
+    bytes((0x8B, 0x04 | number << 3, 0x24, 0xC3)): "e" + register[1:]
+    for number, register in enumerate(REGISTERS[:8])
+    if register != "rsp"
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _I386(Arch):
+    def decode(self, code: bytes, address: int) -> tuple[list[Instruction], int]:
+        return _DECODER.decode(code, address)
+
+    def increment(self, slot: str, offset: int, register: str) -> list[str]:
+        # The carry of an interrupt in between, or of another CPU, is its own: the sum over all CPUs is right.
+        return [
+            f"\tmov {slot}, %{register}",
+            f"\taddl $1, %fs:{offset}(%{register})",
+            f"\tadcl $0, %fs:{offset + 4}(%{register})",
+        ]
+
+    def saved(self, _preserve: bool) -> tuple[str, ...]:
+        return ("eax", "ecx")
+
+    def select(self, current: int, tgid: int, row: str) -> list[str]:
+        return [
+            f"\tmov %fs:{current:#x}, %eax",
+            f"\tmov {tgid:#x}(%eax), %ecx",
+            "\tmov dynamos_policy, %eax",
+            "\tmovzbl (%eax,%ecx), %ecx",
+            f"\tmov {row}, %eax",
+            "\tmovzbl (%eax,%ecx), %ecx",
+        ]
+
+    def program_counter(self, code: bytes) -> str:
+        return _PROGRAM_COUNTERS.get(code[:4], "")
+
+
+_NOP5 = b"\x3e\x8d\x74\x26\x00"
+ARCH = _I386(
+    name="i386",
+    machine=3,
+    word=4,
+    pointer=".long",
+    trampoline=5,
+    nop5=_NOP5,
+    # The second is what the compiler writes with -mnop-mcount.
+    idle=frozenset((_NOP5, b"\x0f\x1f\x44\x00\x00")),
+    endbr=(b"\xf3\x0f\x1e\xfb",),
+    relocations={
+        1: ("R_386_32", 4, False),
+        2: ("R_386_PC32", 4, True),
+        4: ("R_386_PLT32", 4, True),
+    },
+    bugs_relative=False,
+    free_at_entry=(),
+    free_at_return=("ecx",),
+    free_at_tail=(),
+    spare="ecx",
+    chosen="cl",
+)

@@ -1,0 +1,270 @@
+"""x86, 32 and 64 bits: what each instruction does to control flow, and where its place-dependent field lies.
+
+capstone finds the length and the text of an instruction; what it means for relocation is read from its bytes
+here, so that two versions of capstone cannot disagree about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import capstone
+
+from dynamos_ng.arch import Instruction, Kind
+
+#: `static_call` to a function that returns 0: cs cs cs xor %eax,%eax.
+XOR5 = b"\x2e\x2e\x2e\x31\xc0"
+CONDITIONS = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g")
+REGISTERS = (
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15", )  # fmt: skip
+_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
+_REX = frozenset(range(0x40, 0x50))
+#: Loops, and loops with an address-size prefix.
+_LOOPS = {
+    64: (("loopne", "loope", "loop", "jrcxz"), ("addr32 loopne", "addr32 loope", "addr32 loop", "jecxz")),
+    32: (("loopne", "loope", "loop", "jecxz"), ("addr16 loopne", "addr16 loope", "addr16 loop", "jcxz")),
+}
+#: Segment overrides are branch hints or padding on a branch, f2 is `bnd`; all may be dropped.
+_HARMLESS = frozenset((0x2E, 0x3E, 0x26, 0x36, 0x64, 0x65, 0xF2))
+#: ModRM, and SIB where there is one, of `lea` of a register into itself.
+_SELF = (b"\x76", b"\xb6", b"\x74\x26", b"\xb4\x26", b"\x7f", b"\xbf", b"\x7c\x27", b"\xbc\x27")
+_IMMOVABLE = {
+    0xC2: "a return that also drops arguments from the stack",
+    0xCA: "a far return",
+    0xCB: "a far return",
+    0xCF: "a return from an interrupt",
+    0x9A: "a far call",
+    0xEA: "a far jump",
+}
+
+_Rule = Callable[[int, int, bytes, int, str], Instruction]
+
+
+def _known(code: bytes, offset: int) -> int:
+    """Return the length of an instruction that capstone 4 or 5 does not know but the manuals do, else 0."""
+    head = code[offset : offset + 4]
+    prefix = head[:1] in (b"\x66", b"\xf2", b"\xf3")
+    if head[prefix : prefix + 2] == b"\x0f\x01" and len(head) > 2 + prefix and head[2 + prefix] >= 0xC0:
+        return 3 + prefix  # clac, rdpkru, pvalidate, …: none has more bytes
+    if head[:2] == b"\x0f\xb9" and len(head) > 2 and head[2] >= 0xC0:
+        return 3  # ud1 reg,reg
+    return 0
+
+
+def _plain(address: int, size: int, code: bytes, kind: Kind, text: str, detail: str = "") -> Instruction:
+    return Instruction(address, size, code, kind, None, 0, detail, text)
+
+
+def _refused(address: int, size: int, code: bytes, text: str, reason: str) -> Instruction:
+    return Instruction(address, size, code, Kind.REFUSED, None, 0, reason, text)
+
+
+class Decoder:
+    """Decodes code of BITS (32 or 64), with AT&T text, as gas and the kernel's developers write it."""
+
+    def __init__(self, bits: int) -> None:
+        self._engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64 if bits == 64 else capstone.CS_MODE_32)
+        self._engine.syntax = capstone.CS_OPT_SYNTAX_ATT
+        self._mask = (1 << bits) - 1
+        self._rex = _REX if bits == 64 else frozenset[int]()
+        self._prefixes = _PREFIXES | self._rex
+        self._loops = _LOOPS[bits]
+        self._rules = self._all_rules()
+
+    def _all_rules(self) -> list[_Rule | None]:
+        rules: list[_Rule | None] = [None] * 256
+        for opcode in (*range(0x70, 0x80), *range(0xE0, 0xE4), 0xE8, 0xE9, 0xEB):
+            rules[opcode] = self._direct
+        for opcode in _IMMOVABLE:
+            rules[opcode] = self._immovable
+        rules[0x0F] = self._two_bytes
+        rules[0x8F] = self._pop
+        rules[0x90] = self._nop
+        rules[0xC3] = self._return
+        rules[0xC7] = self._group_c7
+        rules[0xCC] = self._breakpoint
+        rules[0xCD] = self._interrupt
+        rules[0xFF] = self._group_ff
+        if not self._rex:
+            rules[0x89] = self._move
+            rules[0x8D] = self._lea
+        return rules
+
+    def decode(self, code: bytes, address: int) -> tuple[list[Instruction], int]:
+        """Decode CODE that stands at ADDRESS; return the instructions and how many bytes they cover.
+
+        Fewer bytes than given means that the next one starts no instruction that capstone knows.
+        """
+        found: list[Instruction] = []
+        append, classify, disassemble = found.append, self._classify, self._engine.disasm_lite
+        offset = 0
+        length = len(code)
+        while True:
+            for at, size, name, operands in disassemble(code[offset:] if offset else code, address + offset):
+                start = at - address
+                append(classify(at, size, code[start : start + size], name, operands))
+                offset = start + size
+            known = 0 if offset >= length else _known(code, offset)
+            if not known:
+                return found, offset
+            append(classify(address + offset, known, code[offset : offset + known], "(bytes)", ""))
+            offset += known
+
+    def _classify(self, address: int, size: int, code: bytes, name: str, operands: str) -> Instruction:
+        text = f"{name} {operands}" if operands else name
+        prefixes = self._prefixes
+        at = 0
+        if code[0] in prefixes:
+            at = 1
+            while at < size - 1 and code[at] in prefixes:
+                at += 1
+            if at > 1 and not self._rex.isdisjoint(code[: at - 1]):
+                return _refused(address, size, code, text, f"prefixes out of order ({code.hex(' ')})")
+        rule = self._rules[code[at]]
+        if rule is not None:
+            return rule(address, size, code, at, text)
+        if "%rip" in operands or "(%eip" in operands:
+            return self._relative(address, size, code, at, Kind.PLAIN, text)
+        return Instruction(address, size, code, Kind.PLAIN, None, 0, "", text)
+
+    def _operand(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+        """Return a plain instruction that may have a RIP-relative operand."""
+        if "%rip" in text:
+            return self._relative(address, size, code, at, Kind.PLAIN, text)
+        return _plain(address, size, code, Kind.PLAIN, text)
+
+    def _relative(
+        self, address: int, size: int, code: bytes, at: int, kind: Kind, text: str, detail: str = ""
+    ) -> Instruction:
+        """Return an instruction with a RIP-relative memory operand; AT is the offset of its opcode or VEX
+        prefix."""
+        if 0x67 in code[:at]:
+            return _refused(address, size, code, text, "an EIP-relative operand")
+        opcode = code[at]
+        if opcode == 0x0F:
+            modrm = at + (3 if code[at + 1] in (0x38, 0x3A) else 2)
+        elif opcode == 0xC5:
+            modrm = at + 3
+        elif opcode == 0xC4:
+            modrm = at + 4
+        elif opcode == 0x62:
+            modrm = at + 5
+        else:
+            modrm = at + 1
+        field = modrm + 1
+        if field + 4 > size or code[modrm] & 0xC7 != 0x05:
+            return _refused(address, size, code, text, "an operand whose displacement was not found")
+        target = address + size + int.from_bytes(code[field : field + 4], "little", signed=True)
+        return Instruction(address, size, code, kind, target & self._mask, field, detail, text)
+
+    def _direct(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+        opcode = code[at]
+        if opcode == 0xE8:
+            kind, detail, width = Kind.CALL, "", 4
+        elif opcode == 0xE9:
+            kind, detail, width = Kind.JUMP, "", 4
+        elif opcode == 0xEB:
+            kind, detail, width = Kind.JUMP, "", 1
+        elif opcode >= 0xE0:
+            kind, detail, width = Kind.LOOP, self._loops[0x67 in code[:at]][opcode - 0xE0], 1
+        else:
+            kind, detail, width = Kind.BRANCH, "j" + CONDITIONS[opcode & 15], 1
+        return self._branch(address, size, code, at, text, kind, detail, width, 1)
+
+    def _branch(
+        self,
+        address: int,
+        size: int,
+        code: bytes,
+        at: int,
+        text: str,
+        kind: Kind,
+        detail: str,
+        width: int,
+        opcodes: int,
+    ) -> Instruction:
+        allowed = _HARMLESS | {0x67} if kind is Kind.LOOP else _HARMLESS
+        if at and not all(byte in allowed or byte in self._rex for byte in code[:at]):
+            return _refused(address, size, code, text, f"a branch with unknown prefixes ({code.hex(' ')})")
+        field = at + opcodes
+        if size != field + width:
+            return _refused(address, size, code, text, f"a branch of unexpected length ({code.hex(' ')})")
+        target = address + size + int.from_bytes(code[field:size], "little", signed=True)
+        return Instruction(address, size, code, kind, target & self._mask, 0, detail, text)
+
+    def _two_bytes(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+        second = code[at + 1]
+        if 0x80 <= second < 0x90:
+            detail = "j" + CONDITIONS[second & 15]
+            return self._branch(address, size, code, at, text, Kind.BRANCH, detail, 4, 2)
+        if second in (0xB9, 0xFF) and size < at + 3:
+            return _refused(address, size, code, text, f"{text}: its operand was not decoded")
+        if second in (0x0B, 0xB9, 0xFF):
+            return _plain(address, size, code, Kind.UNDEFINED, text)
+        if second == 0x05:
+            return _plain(address, size, code, Kind.SYSTEM, text)
+        if second in (0x07, 0x34, 0x35):
+            return _refused(address, size, code, text, f"{text}: it goes on elsewhere, in the kernel or out of it")
+        if second == 0x1F:
+            return _plain(address, size, code, Kind.NOP, text)
+        return self._operand(address, size, code, at, text)
+
+    def _group_ff(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+        modrm = code[at + 1]
+        operation = (modrm >> 3) & 7
+        if operation in (3, 5):
+            return _refused(address, size, code, text, "a far call or jump")
+        if operation in (2, 4):
+            kind = Kind.CALL_INDIRECT if operation == 2 else Kind.JUMP_INDIRECT
+            if 0x66 in code[:at]:
+                return _refused(address, size, code, text, "an indirect branch with an operand-size prefix")
+            detail = ""
+            if modrm >= 0xC0:
+                extended = any(byte & 1 for byte in code[:at] if byte in self._rex)
+                detail = REGISTERS[(modrm & 7) + 8 * extended]
+                if not self._rex:
+                    detail = "e" + detail[1:]
+        else:
+            kind, detail = Kind.PLAIN, ""
+        if self._rex and modrm & 0xC7 == 0x05:
+            return self._relative(address, size, code, at, kind, text, detail)
+        return _plain(address, size, code, kind, text, detail)
+
+    def _return(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+        if any(byte not in (0xF2, 0xF3) for byte in code[:at]):
+            return _refused(address, size, code, text, f"a return with unknown prefixes ({code.hex(' ')})")
+        return _plain(address, size, code, Kind.RETURN, text)
+
+    def _immovable(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+        return _refused(address, size, code, text, _IMMOVABLE[code[at]])
+
+    def _pop(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+        if code[at + 1] & 0x38:
+            return _refused(address, size, code, text, "an XOP instruction")
+        return self._operand(address, size, code, at, text)
+
+    def _group_c7(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+        if code[at + 1] == 0xF8:
+            return _refused(address, size, code, text, "the start of a transaction")
+        return self._operand(address, size, code, at, text)
+
+    def _breakpoint(self, address: int, size: int, code: bytes, _at: int, text: str) -> Instruction:
+        return _plain(address, size, code, Kind.BREAKPOINT, text)
+
+    def _interrupt(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+        return _plain(address, size, code, Kind.SYSTEM if code[at + 1] == 0x80 else Kind.PLAIN, text)
+
+    def _nop(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+        plain = 0xF3 not in code[:at] and not any(byte & 1 for byte in code[:at] if byte in self._rex)
+        return _plain(address, size, code, Kind.NOP if plain else Kind.PLAIN, text)
+
+    def _move(self, address: int, size: int, code: bytes, _at: int, text: str) -> Instruction:
+        """Return a nop for `mov %esi,%esi`, which pads 32-bit code."""
+        return _plain(address, size, code, Kind.NOP if code == b"\x89\xf6" else Kind.PLAIN, text)
+
+    def _lea(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
+        """Return a nop for `lea 0(%esi),%esi` and the like, which pad 32-bit code."""
+        form = code[at + 1 :].rstrip(b"\0")
+        harmless = all(byte in _HARMLESS for byte in code[:at])
+        return _plain(address, size, code, Kind.NOP if form in _SELF and harmless else Kind.PLAIN, text)
