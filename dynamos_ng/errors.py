@@ -6,6 +6,8 @@ The command line prints the message after ``dynamos: `` and exits with the class
 
 from __future__ import annotations
 
+import re
+
 
 class DynamosError(Exception):
     """Something that the user must be told. ``str(error)`` is the whole message, one line or more."""
@@ -32,15 +34,21 @@ class ImageError(DynamosError):
 
 
 class Refusal(DynamosError):
-    """A function that cannot be changed with certainty, told before anything in the kernel has changed."""
+    """A function that cannot be changed with certainty, told before anything in the kernel has changed.
 
-    def __init__(self, function: str, reason: str, *, address: int | None = None, remedy: str = "") -> None:
+    `kind` groups refusals of one cause; it holds no address and no name. Without one it is REASON, its numbers masked.
+    """
+
+    def __init__(
+        self, function: str, reason: str, *, address: int | None = None, remedy: str = "", kind: str = ""
+    ) -> None:
         where = f" at {address:#x}" if address is not None else ""
         super().__init__(f"{function}: refused{where}: {reason}" + (f" ({remedy})" if remedy else ""))
         self.function = function
         self.reason = reason
         self.address = address
         self.remedy = remedy
+        self.kind = kind or re.sub(r"-?\b(0x[0-9a-f]+|\d+)\b", "…", reason)
 
 
 class KernelRefused(DynamosError):

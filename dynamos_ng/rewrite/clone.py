@@ -139,6 +139,7 @@ def _ways(kernel: Kernel, body: Body, place: Entry, sites: set[int]) -> dict[int
                     body.name,
                     f"branch to {target:#x}, where no instruction begins",
                     address=instruction.address,
+                    kind="branch to where no instruction begins",
                 )
             continue
         if instruction.kind is Kind.LOOP:
@@ -156,13 +157,14 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
     if symbol is None or symbol.address != target:
         where = f"{symbol.name}+{target - symbol.address:#x}" if symbol else "no symbol"
         reason = f"branch to {target:#x} ({where}), not the start of a function"
-        raise Refusal(body.name, reason, address=instruction.address)
+        raise Refusal(body.name, reason, address=instruction.address, kind="branch into another function")
     if symbol.module:
         raise Refusal(
             body.name,
             f"branch out of the kernel, to {target:#x} ({symbol.name} of {symbol.module})",
             address=instruction.address,
             remedy="a kprobe or another patch is in the function: remove it first",
+            kind="branch out of the kernel",
         )
     return Way(f"{target:#x}")
 
@@ -321,7 +323,7 @@ class _Clone:
         if instruction.size not in (2, 5) or not right:
             raise Refusal(
                 self.original.name, f"{instruction.text}: not what a static key's site holds",
-                address=instruction.address,
+                address=instruction.address, kind="not what a static key's site holds",
             )  # fmt: skip
         site, target = self.edition.label(key.address), self.edition.label(key.target)
         branch = " + 1" if key.branch else ""
@@ -354,6 +356,7 @@ class _Clone:
             original.name,
             f"{instruction.text}: not what a static call's site holds",
             address=instruction.address,
+            kind="not what a static call's site holds",
         )
 
     def _tables(self) -> None:

@@ -111,6 +111,7 @@ def decode(arch: Arch, function: str, code: bytes, address: int) -> tuple[Instru
         raise Refusal(
             function, f"unknown instruction {code[covered : covered + 8].hex(' ')}", address=where,
             remedy="it may be data, or a processor's extension that this capstone does not know",
+            kind="unknown instruction",
         )  # fmt: skip
     return kept
 

@@ -28,7 +28,7 @@ class Entry:
 def check_place(kernel: Kernel, symbol: Symbol) -> None:
     """Refuse functions that must not be redirected, however good their code."""
     if symbol.module:
-        raise Refusal(symbol.name, f"it belongs to module {symbol.module}", address=symbol.address)
+        raise Refusal(symbol.name, f"it belongs to module {symbol.module}", address=symbol.address, kind="of a module")
     if words := kernel.forbidden(symbol.address, symbol.end):
         raise Refusal(symbol.name, words, address=symbol.address, remedy=_CALLERS)
 
@@ -49,7 +49,7 @@ def entry(kernel: Kernel, symbol: Symbol, body: Body) -> Entry:
     if at + arch.trampoline > symbol.end:
         left = max(symbol.end - at, 0)
         reason = f"too short for a trampoline: {left} bytes where {arch.trampoline} are needed"
-        raise Refusal(function, reason, address=at, remedy=_CALLERS)
+        raise Refusal(function, reason, address=at, remedy=_CALLERS, kind="too short for a trampoline")
     expected = kernel.read(at, arch.trampoline)
     if instructions:
         _check_redirected(kernel, function, instructions[0])
@@ -84,6 +84,7 @@ def _check_redirected(kernel: Kernel, function: str, first: Instruction) -> None
             f"already redirected: it begins with a jump to {where}",
             address=first.address,
             remedy="unload the update, livepatch or probe that redirects it",
+            kind="already redirected",
         )
 
 
@@ -96,7 +97,8 @@ def _check_site(kernel: Kernel, symbol: Symbol, body: Body, site: int) -> None:
             continue
         if site <= target < end and (instruction.kind is not Kind.CALL or target != symbol.address):
             reason = f"branch into the trampoline's bytes, to {target:#x}"
-            raise Refusal(symbol.name, reason, address=instruction.address, remedy=_CALLERS)
+            kind = "branch into the trampoline's bytes"
+            raise Refusal(symbol.name, reason, address=instruction.address, remedy=_CALLERS, kind=kind)
     whole = symbol.address, symbol.end
     sites = [key.address for key in kernel.static_keys(site - 4, end)]
     calls = [call.address for call in kernel.static_calls(site - 4, end)]
@@ -125,9 +127,10 @@ def check_instructions(body: Body, user: bool = False) -> None:
         for instruction in part.instructions:
             if instruction.kind is Kind.REFUSED:
                 reason = f"{instruction.text}: {instruction.detail}"
-                raise Refusal(body.name, reason, address=instruction.address)
+                raise Refusal(body.name, reason, address=instruction.address, kind=instruction.detail.split("(")[0])
             if instruction.kind is Kind.SYSTEM and not user:
-                raise Refusal(body.name, f"{instruction.text}: it enters the kernel", address=instruction.address)
+                reason = f"{instruction.text}: it enters the kernel"
+                raise Refusal(body.name, reason, address=instruction.address, kind="a system call")
             reached = before is None or before.kind not in ENDING or instruction.address in targets
             if instruction.kind is Kind.BREAKPOINT and reached:
                 raise Refusal(
@@ -143,6 +146,7 @@ def check_instructions(body: Body, user: bool = False) -> None:
                 f"{part.name} runs on into the next symbol",
                 address=before.address,
                 remedy="it is one of several entries of the same code",
+                kind="runs on into the next symbol",
             )
 
 
@@ -151,13 +155,13 @@ def check_exit(function: str, instruction: Instruction, state: bytes | None, ent
     if state is None or entered is None:
         if instruction.kind is Kind.JUMP_INDIRECT:
             reason = f"{instruction.text}: an indirect jump, and no unwind data to tell a tail call from a table"
-            raise Refusal(function, reason, address=instruction.address)
+            raise Refusal(function, reason, address=instruction.address, kind="an indirect jump without unwind data")
         return
     # struct orc_entry: the stack pointer's offset in its first two bytes, the base register in the low half of
     # its fifth.
     if state[:2] != entered[:2] or state[4] & 15 != entered[4] & 15:
         reason = f"{instruction.text}: leaves with the stack not as at entry"
-        raise Refusal(function, reason, address=instruction.address)
+        raise Refusal(function, reason, address=instruction.address, kind="leaves with the stack not as at entry")
 
 
 def check_tables(kernel: Kernel, body: Body) -> None:
@@ -212,4 +216,5 @@ def _refuse_address(body: Body, instruction: Instruction, value: int) -> None:
         f"{instruction.text}: holds {value:#x}, an address inside the function",
         address=instruction.address,
         remedy="used as data, it would lead back into the original",
+        kind="its address used as data",
     )
