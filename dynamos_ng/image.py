@@ -5,19 +5,22 @@ Tables are read when first asked for: a kernel in the lab is emulated, and an up
 
 from __future__ import annotations
 
+import os
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from dynamos_ng import vmlinuz
 from dynamos_ng.arch import DIRECT, known
 from dynamos_ng.errors import ImageError, Refusal
 from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.memory import Kcore, Source
 from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey, Symbol
+from dynamos_ng.vmlinuz import Vmlinux
 
 BLACKLIST = Path("/sys/kernel/debug/kprobes/blacklist")
 
@@ -31,6 +34,8 @@ _AREAS = (
     ("__indirect_thunk_start", "__indirect_thunk_end", "an indirect branch thunk"),
 )
 
+#: The prefix, a segment's, that stands for a lock on one CPU.
+_BARE = 0x3E
 PARKED = "it runs on CPUs that wait while trampolines are written"
 
 
@@ -56,9 +61,13 @@ class _Sorted(Generic[_T]):
 class Kernel:
     """A kernel's code and tables, as the rewriter's `Kernel` protocol wants them."""
 
-    def __init__(self, symbols: Symbols, source: Source, blacklist: str = "") -> None:
+    def __init__(
+        self, symbols: Symbols, source: Source, blacklist: str = "", vmlinux: Callable[[], Vmlinux] | None = None
+    ) -> None:
+        """Take VMLINUX, which is asked for if kallsyms does not list data symbols, to find the kernel's tables."""
         self.symbols = symbols
         self._source = source
+        self._open_vmlinux = vmlinux
         self._blacklist_text = blacklist
         arch = known.by_word(symbols.word)
         if arch is None:
@@ -76,12 +85,15 @@ class Kernel:
                 f"{BLACKLIST}: {error.strerror}: the list of functions that must not be probed is needed; "
                 "run as root and mount debugfs: mount -t debugfs debugfs /sys/kernel/debug"
             ) from None
-        return cls(Symbols.live(), Kcore(), blacklist)
+        image = vmlinuz.of_release(os.uname().release)
+        return cls(Symbols.live(), Kcore(), blacklist, lambda: Vmlinux(image))
 
     @classmethod
-    def saved(cls, kallsyms: Path, source: Source, blacklist: Path | None = None) -> Kernel:
-        """Return a kernel whose kallsyms text was saved to a file."""
-        return cls(Symbols(kallsyms.read_text()), source, blacklist.read_text() if blacklist else "")
+    def saved(cls, kallsyms: Path, source: Source, blacklist: Path | None = None, image: Path | None = None) -> Kernel:
+        """Return a kernel whose kallsyms text was saved to a file; IMAGE is its vmlinux or vmlinuz, if one is
+        needed."""
+        vmlinux = (lambda: Vmlinux(image)) if image else None
+        return cls(Symbols(kallsyms.read_text()), source, blacklist.read_text() if blacklist else "", vmlinux)
 
     # symbols
 
@@ -206,15 +218,39 @@ class Kernel:
 
     # tables
 
-    def _table(self, start: str, stop: str) -> tuple[int, bytes]:
-        first, last = self.symbols.address(start), self.symbols.address(stop)
-        if first is None or last is None:
-            return 0, b""
-        return first, self.read(first, last - first)
+    @cached_property
+    def _vmlinux(self) -> tuple[Vmlinux, int] | None:
+        """Return the kernel's vmlinux and how far from its addresses the kernel runs; None if kallsyms tells
+        all."""
+        if self.symbols.address("__start___ex_table") is not None:
+            return None
+        if self._open_vmlinux is None:
+            raise ImageError("kallsyms lists no data symbols: the kernel's vmlinux or vmlinuz is needed for its tables")
+        vmlinux = self._open_vmlinux()
+        moved = self._address("_stext") - vmlinux.text
+        vmlinux.check(self._source, moved)
+        return vmlinux, moved
+
+    def _table(self, start: str, stop: str, section: str = "") -> tuple[int, bytes]:
+        """Return address and bytes of a table that lies between two symbols, or in a SECTION of the vmlinux."""
+        if self._vmlinux is None:
+            first, last = self.symbols.address(start), self.symbols.address(stop)
+            if first is None or last is None:
+                return 0, b""
+            return first, self.read(first, last - first)
+        vmlinux, moved = self._vmlinux
+        address, size = vmlinux.section(section)
+        return address + moved, self.read(address + moved, size) if size else b""
+
+    def _untold(self, what: str, function: str) -> None:
+        """Refuse a kernel with a table that a vmlinux does not tell; FUNCTION is there if the table is."""
+        if self._vmlinux is not None and self.symbols.address(function) is not None:
+            raise ImageError(f"{self._vmlinux[0].path}: its {what} cannot be found, and kallsyms lists no data symbols")
 
     @cached_property
     def _orc_ips(self) -> tuple[int, array[int]]:
         start, raw = self._table("__start_orc_unwind_ip", "__stop_orc_unwind_ip")
+        self._untold("unwind table", "orc_sort_cmp")
         return start, array("i", raw)
 
     @cached_property
@@ -240,7 +276,7 @@ class Kernel:
 
     @cached_property
     def _fixups(self) -> _Sorted[Fixup]:
-        start, raw = self._table("__start___ex_table", "__stop___ex_table")
+        start, raw = self._table("__start___ex_table", "__stop___ex_table", "__ex_table")
         words = array("i", raw)
         return _Sorted(
             Fixup(start + 4 * i + words[i], start + 4 * (i + 1) + words[i + 1], words[i + 2])
@@ -253,32 +289,45 @@ class Kernel:
 
     @cached_property
     def _keys(self) -> tuple[array[int], array[int], bytes, int]:
-        start, raw = self._table("__start___jump_table", "__stop___jump_table")
-        codes = (word for (word,) in struct.iter_unpack("<i12x", raw))
-        places = array("Q", [start + 16 * i + word for i, word in enumerate(codes)])
+        if self._vmlinux is None:
+            start, raw = self._table("__start___jump_table", "__stop___jump_table")
+        else:
+            vmlinux, moved = self._vmlinux
+            start, size = vmlinux.jump_table(self.arch)
+            start, raw = start + moved, self.read(start + moved, size) if size else b""
+            if not size:
+                self._untold("jump table", "static_key_slow_inc")
+        size = 8 + self.arch.word
+        sites = (word for (word,) in struct.iter_unpack(f"<i{size - 4}x", raw))
+        places = array("Q", [start + size * i + site for i, site in enumerate(sites)])
         order = array("I", sorted(range(len(places)), key=places.__getitem__))
         return array("Q", [places[i] for i in order]), order, raw, start
 
     def static_keys(self, start: int, end: int) -> list[StaticKey]:
         """Return jump label sites in the range; each key's initial state is read from its own memory."""
         places, order, raw, table = self._keys
+        word = self.arch.word
+        entry = struct.Struct("<iiq" if word == 8 else "<iii")
         found = []
         for i in range(bisect_left(places, start), bisect_left(places, end)):
-            at = 16 * order[i]
-            _code, target, key = struct.unpack_from("<iiq", raw, at)
+            at = entry.size * order[i]
+            _code, target, key = entry.unpack_from(raw, at)
             address = table + at + 8 + (key & ~3)
-            initially = self.read(address + 8, 1)[0] & 1
+            initially = self.read(address + word, 1)[0] & 1
             branch = key & 1
             found.append(StaticKey(places[i], table + at + 4 + target, address, bool(branch), bool(initially ^ branch)))
         return found
 
     @cached_property
     def _bugs(self) -> _Sorted[Bug]:
-        start, raw = self._table("__start___bug_table", "__stop___bug_table")
+        start, raw = self._table("__start___bug_table", "__stop___bug_table", "__bug_table")
+        raw = raw[: len(raw) // 12 * 12]
+        if not self.arch.bugs_relative:
+            return _Sorted(Bug(*entry) for entry in struct.iter_unpack("<IIHH", raw))
         return _Sorted(
             Bug(start + at + where, start + at + 4 + file, line, flags)
             for at, (where, file, line, flags) in zip(
-                range(0, len(raw), 12), struct.iter_unpack("<iiHH", raw[: len(raw) // 12 * 12]), strict=True
+                range(0, len(raw), 12), struct.iter_unpack("<iiHH", raw), strict=True
             )
         )
 
@@ -289,6 +338,7 @@ class Kernel:
     @cached_property
     def _calls(self) -> _Sorted[StaticCall]:
         start, raw = self._table("__start_static_call_sites", "__stop_static_call_sites")
+        self._untold("static calls", "static_call_text_reserved")
         return _Sorted(
             StaticCall(start + at + where, start + at + 4 + (key & ~3), bool(key & 1))
             for at, (where, key) in zip(range(0, len(raw), 8), struct.iter_unpack("<ii", raw), strict=True)
@@ -300,11 +350,21 @@ class Kernel:
 
     @cached_property
     def _bare(self) -> array[int]:
+        if self._vmlinux is not None:
+            return self._bare_by_bytes(*self._vmlinux)
         flag = self.symbols.address("uniproc_patched")
         if flag is None or not self.read(flag, 1)[0]:
             return array("Q")
         start, raw = self._table("__smp_locks", "__smp_locks_end")
         return array("Q", sorted(start + 4 * i + word for i, word in enumerate(array("i", raw))))
+
+    def _bare_by_bytes(self, vmlinux: Vmlinux, moved: int) -> array[int]:
+        """Return the places of lock prefixes that now hold another; the kernel frees its own list of them."""
+        start, size = vmlinux.section(".smp_locks")
+        first, last = self._text
+        code = self.read(first, last - first)
+        places = (start + moved + 4 * i + word for i, word in enumerate(array("i", vmlinux.elf.read(start, size))))
+        return array("Q", sorted(place for place in places if self.in_text(place) and code[place - first] == _BARE))
 
     def bare_locks(self, start: int, end: int) -> list[int]:
         """Return lock prefixes in the range that the kernel has switched off while it runs on one CPU."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -27,6 +28,25 @@ class _Segment(NamedTuple):
     size: int
 
 
+class _Form(NamedTuple):
+    """A class of ELF files: a word, its offset for programs and sections, that of their counts; both structures, and
+    the order in which a program header has type, offset, address and size."""
+
+    word: str
+    programs: int
+    sections: int
+    counts: int
+    program: str
+    members: tuple[int, ...]
+    section: str
+
+
+_FORMS = {
+    1: _Form("<I", 28, 32, 42, "<8I", (0, 1, 2, 4), "<10I"),
+    2: _Form("<Q", 32, 40, 54, "<IIQQQQQQ", (0, 2, 3, 5), "<IIQQQQIIQQ"),
+}
+
+
 class _ElfFile:
     """Bytes of an ELF file's load segments, by virtual address."""
 
@@ -36,15 +56,18 @@ class _ElfFile:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise ImageError(f"{path}: {error.strerror}: {missing}") from None
-        header = os.pread(self._file, 64, 0)
-        if header[:5] != b"\x7fELF\x02":
-            raise ImageError(f"{path}: not a 64-bit ELF file: {missing}")
-        (table,) = struct.unpack_from("<Q", header, 32)
-        entry, count = struct.unpack_from("<HH", header, 54)
+        header = os.pread(self._file, 64, 0).ljust(64, b"\0")
+        form = _FORMS.get(header[4])
+        if header[:4] != b"\x7fELF" or form is None:
+            raise ImageError(f"{path}: not an ELF file: {missing}")
+        self._header, self._form = header, form
+        (table,) = struct.unpack_from(form.word, header, form.programs)
+        entry, count = struct.unpack_from("<HH", header, form.counts)
         raw = os.pread(self._file, entry * count, table)
         self._segments = []
         for at in range(0, entry * count, entry):
-            kind, _flags, offset, address, _physical, size = struct.unpack_from("<IIQQQQ", raw, at)
+            fields = struct.unpack_from(form.program, raw, at)
+            kind, offset, address, size = (fields[i] for i in form.members)
             if kind == 1:
                 self._segments.append(_Segment(address, offset, size))
 
@@ -80,6 +103,22 @@ class Elf(_ElfFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "a vmlinux ELF file is wanted")
+
+    @cached_property
+    def sections(self) -> dict[str, tuple[int, int]]:
+        """Return address and size of each section that has an address, by name."""
+        (table,) = struct.unpack_from(self._form.word, self._header, self._form.sections)
+        size, count, names = struct.unpack_from("<HHH", self._header, self._form.counts + 4)
+        raw = os.pread(self._file, size * count, table)
+        headers = [struct.unpack_from(self._form.section, raw, size * i) for i in range(count)]
+        if names >= count:
+            return {}
+        strings = os.pread(self._file, headers[names][5], headers[names][4])
+        return {
+            strings[header[0] : strings.index(b"\0", header[0])].decode(): (header[3], header[5])
+            for header in headers
+            if header[3]
+        }
 
 
 class Dump:

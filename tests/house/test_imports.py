@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         "kernel access",
         frozenset(
             {"image", "kallsyms", "memory", "build", "bpf", "bpfmaps", "device", "host", "kprobes", "modules",
-             "probes", "stacks"}
+             "probes", "stacks", "vmlinuz"}
         ),
     ),
     ("manager", frozenset({"manager", "quiescence", "journal"})),

@@ -197,5 +197,5 @@ def test_bytes_come_from_the_segment_that_holds_them(tmp_path: Path) -> None:
 def test_a_file_that_is_no_image(tmp_path: Path) -> None:
     path = tmp_path / "vmlinux"
     path.write_bytes(b"MZ")
-    with pytest.raises(ImageError, match="not a 64-bit ELF file"):
+    with pytest.raises(ImageError, match="not an ELF file"):
         Elf(path)

@@ -1,0 +1,144 @@
+"""The vmlinux ELF file inside a kernel image (/boot/vmlinuz-*), and where it keeps its tables.
+
+A kernel that does not list its data symbols (CONFIG_KALLSYMS_ALL) does not say where its tables are: the sections of
+its vmlinux do. The jump table has no section of its own; it is found by what it holds.
+"""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import subprocess
+import tempfile
+import zlib
+from pathlib import Path
+
+from dynamos_ng.arch import Arch
+from dynamos_ng.errors import ImageError, MissingTool
+from dynamos_ng.memory import Elf, Source
+
+#: As many entries in a row, each leading from code to code, do not occur by chance.
+_ENTRIES = 64
+_GNU_BUILD_ID = 3
+_CODE = (".text", ".init.text", ".exit.text")
+
+
+def of_release(release: str) -> Path:
+    """Return where a distribution keeps the image of a kernel release."""
+    return Path(f"/boot/vmlinuz-{release}")
+
+
+def unpack(path: Path) -> bytes:
+    """Return the vmlinux inside the kernel image at PATH, which may be one already; ImageError if it has none.
+
+    See Documentation/x86/boot.rst in the kernel's source for the fields of an image's header.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}: the kernel's image is wanted") from None
+    if raw[:4] == b"\x7fELF":
+        return raw
+    if raw[0x202:0x206] != b"HdrS":
+        raise ImageError(f"{path}: neither a kernel image for x86 nor an ELF file")
+    offset, length = struct.unpack_from("<II", raw, 0x248)
+    start = 512 * ((raw[0x1F1] or 4) + 1) + offset
+    found = _decompress(raw[start : start + length], path)
+    if found[:4] != b"\x7fELF":
+        raise ImageError(f"{path}: no vmlinux inside")
+    return found
+
+
+def _decompress(packed: bytes, path: Path) -> bytes:
+    """Return what is packed, less the size that the build appends to it."""
+    try:
+        if packed.startswith(b"\xfd7zXZ\0"):
+            return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(packed)
+        if packed.startswith(b"\x1f\x8b"):
+            return zlib.decompressobj(31).decompress(packed)
+        if packed.startswith(b"\x28\xb5\x2f\xfd"):
+            done = subprocess.run(["zstd", "-dcq"], input=packed[:-4], capture_output=True, check=False)
+            if not done.returncode:
+                return done.stdout
+            raise ImageError(f"{path}: zstd: {done.stderr.decode(errors='replace').strip()}")
+    except FileNotFoundError:
+        raise MissingTool(f"{path}: packed with zstd: apt install zstd") from None
+    except (lzma.LZMAError, zlib.error) as error:
+        raise ImageError(f"{path}: {error}") from None
+    raise ImageError(f"{path}: packed in a way that is not known ({packed[:4].hex(' ')})")
+
+
+class Vmlinux:
+    """A vmlinux file's bytes and tables, at the addresses that it was linked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with tempfile.TemporaryDirectory() as folder:
+            plain = Path(folder) / "vmlinux"
+            plain.write_bytes(unpack(path))
+            self.elf = Elf(plain)
+
+    @property
+    def text(self) -> int:
+        """Return the address of the first byte of code, the kernel's `_stext`."""
+        return self._section(".text")[0]
+
+    def _section(self, name: str) -> tuple[int, int]:
+        found = self.elf.sections.get(name)
+        if found is None:
+            raise ImageError(f"{self.path}: its vmlinux has no section {name}")
+        return found
+
+    def check(self, running: Source, moved: int) -> None:
+        """Refuse a vmlinux that is not the one RUNNING, which lies MOVED bytes further."""
+        start, size = self._section(".notes")
+        notes = self.elf.read(start, size)
+        at = 0
+        while at + 12 <= size:
+            name, length, kind = struct.unpack_from("<III", notes, at)
+            end = at + 12 + -(-name // 4) * 4 + -(-length // 4) * 4
+            if kind == _GNU_BUILD_ID and notes[at + 12 : at + 16] == b"GNU\0":
+                if running.read(start + moved + at, end - at) != notes[at:end]:
+                    raise ImageError(f"{self.path}: not the image of the running kernel: their build IDs differ")
+                return
+            at = end
+        raise ImageError(f"{self.path}: it has no build ID, which would tell whether it is the running kernel's")
+
+    def section(self, name: str) -> tuple[int, int]:
+        """Return address and size of a section; (0, 0) if there is none of that name."""
+        return self.elf.sections.get(name, (0, 0))
+
+    def jump_table(self, arch: Arch) -> tuple[int, int]:
+        """Return address and size of the jump table; (0, 0) if there is none.
+
+        Each entry of struct jump_entry leads from a site, a nop or a jump to a target, to that target.
+        """
+        start, size = self._section(".rodata")
+        words = memoryview(self.elf.read(start, size)[: size // 4 * 4]).cast("i")
+        code = [(self.elf.read(*area), area[0]) for name in _CODE if (area := self.section(name))[1]]
+        stride = 2 + arch.word // 4
+        last = len(words) - stride
+
+        def entry(at: int) -> bool:
+            site, target = start + 4 * at + words[at], start + 4 * at + 4 + words[at + 1]
+            return any(0 <= site - base < len(data) and _initial(data, site - base, target - base, arch)
+                       for data, base in code)  # fmt: skip
+
+        at = 0
+        while at <= last:
+            end = at
+            while end <= last and entry(end):
+                end += stride
+            if end - at >= _ENTRIES * stride:
+                return start + 4 * at, 4 * (end - at)
+            at += 1
+        return 0, 0
+
+
+def _initial(code: bytes, site: int, target: int, arch: Arch) -> bool:
+    """Return whether the code at SITE is a static key's, not yet patched: a nop, or a jump to TARGET."""
+    found = code[site : site + 5]
+    width = {0xE9: 4, 0xEB: 1}.get(found[0], 0)
+    if not width:
+        return found == arch.nop5 or found[:2] == b"\x66\x90"
+    return site + 1 + width + int.from_bytes(found[1 : 1 + width], "little", signed=True) == target
