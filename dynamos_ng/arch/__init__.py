@@ -7,7 +7,7 @@ what the two share: a decoder driven by bytes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
@@ -110,8 +110,19 @@ class Arch(ABC):
         """
 
     @abstractmethod
-    def program_counter(self, code: bytes, /) -> str:
-        """Return the register that the function CODE loads with its return address, doing nothing else, or ""."""
+    def program_counter(self, read: Callable[[int, int], bytes], function: int, /) -> str:
+        """Return the register that a FUNCTION loads with its return address, doing nothing else, or "".
+
+        READ returns bytes at an address.
+        """
+
+    @abstractmethod
+    def push(self, address: int, /) -> list[str]:
+        """Return text that pushes ADDRESS and changes nothing else; [] if no single instruction does."""
+
+    @abstractmethod
+    def reference(self, kind: int, expression: str) -> list[str]:
+        """Return text of a field that a relocation of KIND is to fill with EXPRESSION."""
 
     def count(self, slot: str, offset: int, scratch: str, preserve: bool) -> list[str]:
         """Return `increment` with what it changes saved: all with PRESERVE, its register if SCRATCH is ""."""

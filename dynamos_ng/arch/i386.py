@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dynamos_ng.arch import Arch, Instruction
@@ -42,8 +43,15 @@ class _I386(Arch):
             "\tmovzbl (%eax,%ecx), %ecx",
         ]
 
-    def program_counter(self, code: bytes) -> str:
-        return _PROGRAM_COUNTERS.get(code[:4], "")
+    def program_counter(self, read: Callable[[int, int], bytes], function: int) -> str:
+        return _PROGRAM_COUNTERS.get(read(function, 4), "")
+
+    def push(self, address: int) -> list[str]:
+        return [f"\tpush ${address:#x}"]
+
+    def reference(self, kind: int, expression: str) -> list[str]:
+        # The addend lies in the field itself, and gas's .reloc gets it wrong there.
+        return [f"\t.long {expression}{' - .' if self.relocations[kind][2] else ''}"]
 
 
 _NOP5 = b"\x3e\x8d\x74\x26\x00"

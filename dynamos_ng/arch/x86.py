@@ -128,6 +128,10 @@ class Decoder:
             return self._relative(address, size, code, at, Kind.PLAIN, text)
         return Instruction(address, size, code, Kind.PLAIN, None, 0, "", text)
 
+    def _wrapped(self, target: int, address: int) -> int:
+        """Return TARGET within the code's address space, which for 32 bits is the 4 GiB around ADDRESS."""
+        return target & self._mask | address & ~self._mask
+
     def _operand(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
         """Return a plain instruction that may have a RIP-relative operand."""
         if "%rip" in text:
@@ -156,7 +160,7 @@ class Decoder:
         if field + 4 > size or code[modrm] & 0xC7 != 0x05:
             return _refused(address, size, code, text, "an operand whose displacement was not found")
         target = address + size + int.from_bytes(code[field : field + 4], "little", signed=True)
-        return Instruction(address, size, code, kind, target & self._mask, field, detail, text)
+        return Instruction(address, size, code, kind, self._wrapped(target, address), field, detail, text)
 
     def _direct(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
         opcode = code[at]
@@ -191,7 +195,7 @@ class Decoder:
         if size != field + width:
             return _refused(address, size, code, text, f"a branch of unexpected length ({code.hex(' ')})")
         target = address + size + int.from_bytes(code[field:size], "little", signed=True)
-        return Instruction(address, size, code, kind, target & self._mask, 0, detail, text)
+        return Instruction(address, size, code, kind, self._wrapped(target, address), 0, detail, text)
 
     def _two_bytes(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
         second = code[at + 1]

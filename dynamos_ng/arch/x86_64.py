@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dynamos_ng.arch import Arch, Instruction
@@ -31,8 +32,15 @@ class _X8664(Arch):
             "\tmovzbl (%r10,%r11), %r11d",
         ]
 
-    def program_counter(self, _code: bytes) -> str:
+    def program_counter(self, _read: Callable[[int, int], bytes], _function: int) -> str:
         return ""
+
+    def push(self, _address: int) -> list[str]:
+        return []
+
+    def reference(self, kind: int, expression: str) -> list[str]:
+        name, width, _near = self.relocations[kind]
+        return [f"\t.reloc ., {name}, {expression}", f"\t.zero {width}"]
 
 
 _NOP5 = b"\x0f\x1f\x44\x00\x00"

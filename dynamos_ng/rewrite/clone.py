@@ -22,10 +22,14 @@ from dynamos_ng.rewrite.writer import Edition, Tables
 @dataclass(frozen=True)
 class Way:
     """Where a branch out of the function goes: an operand, and the register of an indirect branch thunk or
-    ""."""
+    "".
+
+    `learns` is the register in which a call finds its return address, "" for one that does something else.
+    """
 
     operand: str
     register: str = ""
+    learns: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,8 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
             remedy="a kprobe or another patch is in the function: remove it first",
             kind="branch out of the kernel",
         )
-    return Way(f"{target:#x}")
+    learns = kernel.arch.program_counter(kernel.read, target) if instruction.kind is Kind.CALL else ""
+    return Way(f"{target:#x}", learns=learns)
 
 
 def _check_tables(original: Original) -> None:
@@ -281,7 +286,11 @@ class _Clone:
         original, edition = self.original, self.edition
         kind = instruction.kind
         inner = target in original.body.boundaries and (kind is not Kind.CALL or target != original.body.address)
+        if kind is Kind.CALL and target == instruction.end:
+            return self._learn(instruction)
         if kind is Kind.CALL:
+            if not inner and (register := original.ways[target].learns):
+                return [f"\tmov ${instruction.end:#x}, %{register}\t# {instruction.text}"]
             return [f"\tcall {edition.label(target) if inner else original.ways[target].operand}"]
         if inner:
             destination = edition.label(target)
@@ -302,6 +311,14 @@ class _Clone:
             f"\tjmp {destination}",
             f"{here}.not:",
         ]
+
+    def _learn(self, instruction: Instruction) -> list[str]:
+        """Return a call that only pushes its own place: what is computed from it is meant for the original's."""
+        found = self.original.arch.push(instruction.end)
+        if not found:
+            reason = f"{instruction.text}: it learns its own address"
+            raise Refusal(self.original.name, reason, address=instruction.address)
+        return [f"{found[0]}\t# {instruction.text}", *found[1:]]
 
     def _indirect_tail(self, instruction: Instruction, state: bytes | None) -> list[str]:
         original = self.original

@@ -287,12 +287,12 @@ class Compiled:
         lines = []
         at = 0
         for relocation in relocations:
-            name, width, near = self.unit.arch.relocations[relocation.type]
+            _name, width, near = self.unit.arch.relocations[relocation.type]
             field = self._field(instruction, relocation)
             ahead = instruction.size - field if near else 0
             lines.append(writer.data(instruction.code[at:field]))
-            lines.append(f"\t.reloc ., {name}, {expression(relocation.symbol, relocation.addend, False, ahead)}")
-            lines.append(writer.data(bytes(width)))
+            operand = expression(relocation.symbol, relocation.addend, False, ahead)
+            lines += self.unit.arch.reference(relocation.type, operand)
             at = field + width
         if at < instruction.size:
             lines.append(writer.data(instruction.code[at:]))

@@ -220,8 +220,7 @@ def _dump(unit: _Unit, section: Section, names: _Names) -> list[str]:
     if section.name in (".return_sites", ".retpoline_sites"):
         relocations = [r for r in relocations if not _gone(unit, r)]
         for relocation in relocations:
-            name = unit.elf.arch.relocations[relocation.type][0]
-            text += [f"\t.reloc ., {name}, {_target(section, relocation, names)}", "\t.long 0"]
+            text += unit.elf.arch.reference(relocation.type, _target(section, relocation, names))
         return text
     at = 0
     for start, end, edition in holes:
@@ -258,10 +257,10 @@ def _bytes(section: Section, start: int, end: int, relocations: Sequence[Relocat
     for relocation in relocations:
         if not start <= relocation.offset < end:
             continue
-        name, width, _near = names.unit.elf.arch.relocations[relocation.type]
+        arch = names.unit.elf.arch
         text += _lines(section.data[at : relocation.offset])
-        text += [f"\t.reloc ., {name}, {_target(section, relocation, names)}", f"\t.zero {width}"]
-        at = relocation.offset + width
+        text += arch.reference(relocation.type, _target(section, relocation, names))
+        at = relocation.offset + arch.relocations[relocation.type][1]
     return text + _lines(section.data[at:end])
 
 
