@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -156,7 +157,8 @@ class Kernel:
         return start <= address < end
 
     @cached_property
-    def _forbidden(self) -> list[tuple[int, int, str]]:
+    def _forbidden(self) -> list[tuple[int, int, int, str]]:
+        """Return the areas in order: start, end, the highest end up to this one, why."""
         areas = []
         for first, last, words in _AREAS:
             start, end = self.symbols.address(first), self.symbols.address(last)
@@ -165,16 +167,22 @@ class Kernel:
         for line in self._blacklist_text.splitlines():
             bounds = line.split("\t")[0].split("-")
             areas.append((int(bounds[0], 16), int(bounds[1], 16), "on the kernel's list of code not to be probed"))
-        return sorted(areas)
+        areas.sort()
+        reach = accumulate((end for _, end, _ in areas), max)
+        return [(start, end, far, words) for (start, end, words), far in zip(areas, reach, strict=True)]
 
     def forbidden(self, start: int, end: int) -> str:
         """Return why code in the range must not be redirected, or ""."""
         if not self.in_text(start):
             return "not in the kernel's text (init code is freed after boot; modules are not supported)"
-        for low, high, words in self._forbidden:
-            if low < end and start < high:
-                return words
-        return PARKED if start in self._parked else ""
+        found = PARKED if start in self._parked else ""
+        for at in range(bisect_left(self._forbidden, (end,)) - 1, -1, -1):
+            _low, high, reach, words = self._forbidden[at]
+            if reach <= start:
+                break
+            if start < high:
+                found = words
+        return found
 
     @cached_property
     def _parked(self) -> frozenset[int]:
