@@ -312,7 +312,11 @@ class Kernel:
         return array("Q", [places[i] for i in order]), order, raw, start
 
     def static_keys(self, start: int, end: int) -> list[StaticKey]:
-        """Return jump label sites in the range; each key's initial state is read from its own memory."""
+        """Return jump label sites in the range; each key's initial state is read from its own memory.
+
+        Keys that were made read-only after boot are left out: they can change no more, so the code is as good as any
+        other, and a module loader that wants to note a new site in such a key faults.
+        """
         places, order, raw, table = self._keys
         word = self.arch.word
         entry = struct.Struct("<iiq" if word == 8 else "<iii")
@@ -321,10 +325,21 @@ class Kernel:
             at = entry.size * order[i]
             _code, target, key = entry.unpack_from(raw, at)
             address = table + at + 8 + (key & ~3)
+            if self._fixed[0] <= address < self._fixed[1]:
+                continue
             initially = self.read(address + word, 1)[0] & 1
             branch = key & 1
             found.append(StaticKey(places[i], table + at + 4 + target, address, bool(branch), bool(initially ^ branch)))
         return found
+
+    @cached_property
+    def _fixed(self) -> tuple[int, int]:
+        """Return where the data lie that are read-only once the kernel has booted."""
+        if self._vmlinux is not None:
+            vmlinux, moved = self._vmlinux
+            start, size = vmlinux.section(".rodata")
+            return start + moved, start + moved + size
+        return self._address("__start_ro_after_init"), self._address("__end_ro_after_init")
 
     @cached_property
     def _bugs(self) -> _Sorted[Bug]:

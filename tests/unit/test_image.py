@@ -34,7 +34,7 @@ KALLSYMS = f"""\
 {DATA + 0x100:016x} D __start___ex_table
 {DATA + 0x118:016x} D __stop___ex_table
 {DATA + 0x200:016x} D __start___jump_table
-{DATA + 0x220:016x} D __stop___jump_table
+{DATA + 0x230:016x} D __stop___jump_table
 {DATA + 0x300:016x} D __start___bug_table
 {DATA + 0x30C:016x} D __stop___bug_table
 {DATA + 0x400:016x} D __start_static_call_sites
@@ -46,6 +46,9 @@ KALLSYMS = f"""\
 {DATA + 0x800:016x} D __smp_locks
 {DATA + 0x804:016x} D __smp_locks_end
 {DATA + 0x900:016x} d a_key
+{DATA + 0xA00:016x} D __start_ro_after_init
+{DATA + 0xA00:016x} d a_fixed_key
+{DATA + 0xA10:016x} D __end_ro_after_init
 {DATA + 0x1000:016x} B _end
 {0xFFFFFFFFC0000000:016x} t of_a_module\t[thing]
 """
@@ -72,6 +75,8 @@ def memory() -> bytearray:
     put(DATA + 0x208, struct.pack("<q", (DATA + 0x900 | 1) - (DATA + 0x208)))
     put(DATA + 0x210, relative(DATA + 0x210, TEXT + 0x20) + relative(DATA + 0x214, TEXT + 0x30))
     put(DATA + 0x218, struct.pack("<q", (DATA + 0x900 | 2) - (DATA + 0x218)))
+    put(DATA + 0x220, relative(DATA + 0x220, TEXT + 0x28) + relative(DATA + 0x224, TEXT + 0x30))
+    put(DATA + 0x228, struct.pack("<q", DATA + 0xA00 - (DATA + 0x228)))
     put(DATA + 0x900, struct.pack("<iIQ", 1, 0, DATA | 1))  # a key that begins as true
     put(DATA + 0x300, relative(DATA + 0x300, TEXT + 0x44) + relative(DATA + 0x304, DATA) + struct.pack("<HH", 7, 9))
     put(DATA + 0x400, relative(DATA + 0x400, TEXT + 0x48) + relative(DATA + 0x404, DATA + 0x900 | 1))
