@@ -1,18 +1,20 @@
-"""``dynamos lab``: run a command, or a shell, in a throw-away guest."""
+"""``dynamos lab``: a command, a shell, or a mass redirect in a throw-away guest."""
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynamos_ng import uapi
 from dynamos_ng.errors import DynamosError, UsageError
-from dynamos_ng.lab import machine
+from dynamos_ng.lab import machine, mass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the verbs ``run`` and ``shell``; `main` takes what it parses."""
+    """Give a parser the verbs ``run``, ``shell`` and ``mass``; `main` takes what it parses."""
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     one = verbs.add_parser("run", help="boot a guest, run a command in it as root, and exit with its status")
     one.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for the command (600)")
@@ -20,6 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.set_defaults(lab="run")
     two = verbs.add_parser("shell", help="boot a guest with a shell on this terminal")
     two.set_defaults(lab="shell")
+    three = verbs.add_parser(
+        "mass", help="redirect many functions at once under load, and name the culprit of a failure"
+    )
+    three.add_argument("--seed", type=int, help="what the choice of functions begins with (default: random, and told)")
+    three.add_argument("--functions", type=int, default=300, metavar="N", help="how many functions (300)")
+    three.add_argument("--seconds", type=float, default=20.0, metavar="S", help="how long they stay redirected (20)")
+    group = three.add_mutually_exclusive_group()
+    group.add_argument("--only", type=Path, metavar="FILE", help="take the functions that FILE names, one a line")
+    group.add_argument("--update", type=Path, metavar="FOLDER", help="take an update's functions and newest editions")
+    three.add_argument("--names", type=Path, metavar="FILE", help="write the chosen functions to FILE")
+    three.add_argument("--bisect", action="store_true", help="when it fails, search for the functions that fail")
+    three.set_defaults(lab="mass")
     for verb in (one, two):
         verb.add_argument("--out", type=Path, metavar="DIR", help="share DIR as /out (default: a temporary folder)")
         verb.add_argument("--cpus", type=int, default=2, metavar="N", help="processors (2)")
@@ -29,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Do what was parsed; returns the command's own status. Raises DynamosError."""
+    if options.lab == "mass":
+        return _mass(options)
     if options.out is not None and not options.out.is_dir():
         raise UsageError(f"{options.out}: not a folder")
     if options.lab == "shell":
@@ -39,16 +55,30 @@ def main(options: argparse.Namespace) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise UsageError("lab run: no command given")
-
-    def show(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
     result = machine.run(
         command, timeout=options.timeout, cpus=options.cpus, memory=options.memory, cmdline=options.cmdline,
-        out_dir=options.out, on_output=show,
+        out_dir=options.out, on_output=_show,
     )  # fmt: skip
     return result.status
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _mass(options: argparse.Namespace) -> int:
+    if not 1 <= options.functions <= uapi.FUNCTIONS_MAX:
+        raise UsageError(f"lab mass: --functions: a number from 1 to {uapi.FUNCTIONS_MAX}")
+    names: tuple[str, ...] = ()
+    if options.only:
+        names = mass.read_names(options.only)
+    elif options.update:
+        names = mass.update_names(options.update)
+    seed = random.randrange(1 << 32) if options.seed is None else options.seed
+    plan = mass.Plan(seed, options.functions, options.seconds, names, options.update)
+    print(mass.summary(mass.run(plan, options.bisect, _show, options.names)))
+    return 0
 
 
 def run(argv: Sequence[str]) -> int:

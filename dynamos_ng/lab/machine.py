@@ -50,10 +50,18 @@ class Result:
     console: str
 
 
-def trouble(console: str) -> str:
-    """Return the console's first line that reports an oops, BUG or WARN, or an empty text."""
-    found = TROUBLE.search(console)
-    return found.group().strip() if found else ""
+def trouble(console: str, expected: str = "") -> str:
+    """Return the console's first line that reports an oops, BUG or WARN, or an empty text.
+
+    One such line is none if the regular expression `expected` is found in it; that it is missing is trouble as well.
+    """
+    found = [match.group().strip() for match in TROUBLE.finditer(console)]
+    if expected:
+        awaited = next((line for line in found if re.search(expected, line)), None)
+        if awaited is None:
+            return found[0] if found else f"it did not say what was expected: {expected}"
+        found.remove(awaited)
+    return found[0] if found else ""
 
 
 @contextmanager
@@ -75,22 +83,24 @@ def run(
     cmdline: str = "nokaslr",
     checkout: Path = CHECKOUT,
     stop: Callable[[], str] | None = None,
+    expected: str = "",
 ) -> Result:
     """Run a command in a new guest as root and return how it ended.
 
     `timeout`: seconds for the command itself; the boot has its own limit. `out_dir` is /out in the guest, CHECKOUT is
     /dynamos (read-only). `on_output` gets the output as it comes. `cmdline`: kernel arguments besides the usual.
     `stop` is asked twice a second; a reason that it gives ends the guest with GuestTimeout.
+    `expected`: a regular expression for the one line of kernel trouble that must come up, and is none then.
     Raises GuestTimeout, GuestDied (also when the kernel reported a BUG, WARN or oops), LabError.
     """
     if out_dir is None:
         with out_folder() as folder:
             return run(argv, timeout=timeout, out_dir=folder, cpus=cpus, memory=memory, on_output=on_output,
-                       env=env, cmdline=cmdline, checkout=checkout, stop=stop)  # fmt: skip
+                       env=env, cmdline=cmdline, checkout=checkout, stop=stop, expected=expected)  # fmt: skip
     with _Guest(out_dir, checkout, env or {}) as guest:
         (guest.hidden / "command").write_text(f"exec {shlex.join(argv)}\n")
         process, port = guest.boot(cpus, memory, cmdline, on_output, stop or (lambda: ""))
-        return guest.follow(process, port, timeout)
+        return guest.follow(process, port, timeout, expected)
 
 
 def shell(*, cpus: int = 2, memory: str = "2G", cmdline: str = "nokaslr", out_dir: Path | None = None) -> None:
@@ -188,7 +198,7 @@ class _Guest:
             )
         return process, _Port(here, self.mark, on_output, stop)
 
-    def follow(self, process: subprocess.Popen[bytes], port: _Port, timeout: float) -> Result:
+    def follow(self, process: subprocess.Popen[bytes], port: _Port, timeout: float, expected: str) -> Result:
         """Follow the output port up to the guest's end, whichever it is, and tell it."""
         try:
             self._wait(port, "started", BOOT_SECONDS, "the guest did not boot")
@@ -205,7 +215,7 @@ class _Guest:
             said = self.messages.read_text(errors="replace").strip()
             raise GuestDied(f"the guest died{f' ({said})' if said else ''}.{self._end()}{_printed(port.text)}")
         console = self._console()
-        if bad := trouble(console):
+        if bad := trouble(console, expected):
             raise GuestDied(f"the guest's kernel reported trouble: {bad}.{self._end()}{_printed(port.text)}")
         return Result(port.status, port.text, console)
 
