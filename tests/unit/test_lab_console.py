@@ -67,3 +67,20 @@ def test_trouble_is_found(line: str) -> None:
 )
 def test_ordinary_messages_are_no_trouble(line: str) -> None:
     assert trouble(line) == ""
+
+
+WARNED = "[    5.1] WARNING: CPU: 1 PID: 77 at fs/eventfd.c:58 eventfd_signal_mask_v1+0x1/0x2"
+
+
+@pytest.mark.parametrize(
+    ("console", "found"),
+    [
+        (WARNED, ""),
+        (f"{WARNED}\n{WARNED}", WARNED),
+        (f"{WARNED}\n[ 5.2] BUG: bad", "[ 5.2] BUG: bad"),
+        ("[ 5.2] BUG: bad", "[ 5.2] BUG: bad"),
+        ("[ 5.2] fine", "it did not say what was expected: eventfd.*_v1"),
+    ],
+)
+def test_one_line_of_trouble_may_be_expected_and_must_then_come(console: str, found: str) -> None:
+    assert trouble(console, "eventfd.*_v1") == found
