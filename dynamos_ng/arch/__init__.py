@@ -30,13 +30,16 @@ class Kind(Enum):
     SYSTEM = auto()
     REFUSED = auto()
 
+    # Members are compared by identity, and often looked up: Enum's own hash is Python code.
+    __hash__ = object.__hash__
+
 
 class Instruction(NamedTuple):
     """One decoded instruction.
 
     `target` is where a branch goes, or what a RIP-relative operand (`field` is the offset of its 4-byte
     displacement, else 0) refers to. `detail` is the mnemonic of a conditional branch or loop, the register of
-    an indirect jump ("" for memory), or the reason of a refusal.
+    an indirect jump ("" for memory), a return that drops arguments as text, or the reason of a refusal.
     """
 
     address: int

@@ -7,6 +7,7 @@ here, so that two versions of capstone cannot disagree about it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import capstone
 
@@ -30,13 +31,15 @@ _HARMLESS = frozenset((0x2E, 0x3E, 0x26, 0x36, 0x64, 0x65, 0xF2))
 #: ModRM, and SIB where there is one, of `lea` of a register into itself.
 _SELF = (b"\x76", b"\xb6", b"\x74\x26", b"\xb4\x26", b"\x7f", b"\xbf", b"\x7c\x27", b"\xbc\x27")
 _IMMOVABLE = {
-    0xC2: "a return that also drops arguments from the stack",
     0xCA: "a far return",
     0xCB: "a far return",
     0xCF: "a return from an interrupt",
     0x9A: "a far call",
     0xEA: "a far jump",
 }
+
+#: What Xen's guests put in front of an instruction that the hypervisor is to emulate: an undefined one, and "xen".
+_XEN = b"\x0f\x0bxen"
 
 _Rule = Callable[[int, int, bytes, int, str], Instruction]
 
@@ -81,7 +84,7 @@ class Decoder:
         rules[0x0F] = self._two_bytes
         rules[0x8F] = self._pop
         rules[0x90] = self._nop
-        rules[0xC3] = self._return
+        rules[0xC2] = rules[0xC3] = self._return
         rules[0xC7] = self._group_c7
         rules[0xCC] = self._breakpoint
         rules[0xCD] = self._interrupt
@@ -101,14 +104,20 @@ class Decoder:
         offset = 0
         length = len(code)
         while True:
-            for at, size, name, operands in disassemble(code[offset:] if offset else code, address + offset):
+            end = code.find(_XEN, offset)
+            piece = code[offset : end if end >= 0 else length] if offset or end >= 0 else code
+            for at, size, name, operands in disassemble(piece, address + offset):
                 start = at - address
                 append(classify(at, size, code[start : start + size], name, operands))
                 offset = start + size
-            known = 0 if offset >= length else _known(code, offset)
+            known = 0 if offset >= length else len(_XEN) if offset == end else _known(code, offset)
             if not known:
                 return found, offset
-            append(classify(address + offset, known, code[offset : offset + known], "(bytes)", ""))
+            moved = code[offset : offset + known]
+            if offset == end:
+                append(_plain(address + offset, known, moved, Kind.PLAIN, "(emulation prefix)"))
+            else:
+                append(classify(address + offset, known, moved, "(bytes)", ""))
             offset += known
 
     def _classify(self, address: int, size: int, code: bytes, name: str, operands: str) -> Instruction:
@@ -238,7 +247,8 @@ class Decoder:
     def _return(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
         if any(byte not in (0xF2, 0xF3) for byte in code[:at]):
             return _refused(address, size, code, text, f"a return with unknown prefixes ({code.hex(' ')})")
-        return _plain(address, size, code, Kind.RETURN, text)
+        dropped = int.from_bytes(code[at + 1 :], "little")
+        return _plain(address, size, code, Kind.RETURN, text, f"ret ${dropped}" if dropped else "")
 
     def _immovable(self, address: int, size: int, code: bytes, at: int, text: str) -> Instruction:
         return _refused(address, size, code, text, _IMMOVABLE[code[at]])
@@ -272,3 +282,44 @@ class Decoder:
         form = code[at + 1 :].rstrip(b"\0")
         harmless = all(byte in _HARMLESS for byte in code[:at])
         return _plain(address, size, code, Kind.NOP if form in _SELF and harmless else Kind.PLAIN, text)
+
+
+class Memory(NamedTuple):
+    """The memory operand of a load or an indirect jump: `register` is the one loaded, "" stands for none.
+
+    `field` is the offset of the 4-byte displacement in the instruction, 0 if it has none.
+    """
+
+    register: str
+    base: str
+    index: str
+    scale: int
+    displacement: int
+    field: int
+
+
+def memory(code: bytes, word: int) -> Memory | None:
+    """Return the indexed memory operand of a `mov`, `movslq` or indirect jump; None for any other instruction."""
+    at = rex = 0
+    while at < len(code) - 3 and code[at] in _PREFIXES:
+        at += 1
+    if word == 8 and code[at] in _REX:
+        rex = code[at]
+        at += 1
+    if code[at] not in (0x8B, 0x63, 0xFF) or len(code) < at + 3 or code[at + 1] & 7 != 4 or code[at + 1] >= 0xC0:
+        return None
+    mode, register = code[at + 1] >> 6, code[at + 1] >> 3 & 7 | (rex & 4) << 1
+    scale, index, base = code[at + 2] >> 6, code[at + 2] >> 3 & 7 | (rex & 2) << 2, code[at + 2] & 7 | (rex & 1) << 3
+    names = REGISTERS if word == 8 else tuple("e" + name[1:] for name in REGISTERS[:8])
+    bare = mode == 0 and base & 7 == 5
+    wide = mode == 2 or bare
+    size = 4 if wide else mode
+    displacement = int.from_bytes(code[at + 3 : at + 3 + size], "little", signed=True)
+    return Memory(
+        register=names[register] if code[at] != 0xFF else "",
+        base="" if bare else names[base],
+        index="" if index == 4 else names[index],
+        scale=1 << scale,
+        displacement=displacement,
+        field=at + 3 if wide else 0,
+    )

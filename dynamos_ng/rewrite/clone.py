@@ -12,7 +12,8 @@ from typing import TypeVar
 from dynamos_ng.arch import DIRECT, Arch, Instruction, Kind
 from dynamos_ng.arch.x86 import XOR5
 from dynamos_ng.errors import Refusal
-from dynamos_ng.rewrite import reader, safety, writer
+from dynamos_ng.rewrite import depth, indirection, reader, safety, writer
+from dynamos_ng.rewrite.indirection import Indirection
 from dynamos_ng.rewrite.kernel import Bug, Fixup, Kernel, StaticCall, StaticKey, Symbol
 from dynamos_ng.rewrite.reader import Body
 from dynamos_ng.rewrite.safety import Entry
@@ -36,8 +37,8 @@ class Way:
 class Original:
     """A kernel function that can be redirected and cloned, with all that the kernel's tables say of it.
 
-    `unwind` holds the unwind entry that comes into force at an instruction; `ways` the outbound branches'
-    targets.
+    `unwind` holds the unwind entry that comes into force at an instruction, or `depths` the stack's depth if the kernel
+    has none; `ways` the outbound branches' targets; `numbers` the interior addresses that instructions hold as data.
     """
 
     symbol: Symbol
@@ -46,7 +47,10 @@ class Original:
     entry: Entry
     return_thunks: frozenset[int]
     unwind: Mapping[int, bytes]
+    depths: Mapping[int, int | None]
     ways: Mapping[int, Way]
+    indirection: Indirection
+    numbers: Mapping[int, int]
     fixups: tuple[Fixup, ...]
     keys: tuple[StaticKey, ...]
     bugs: tuple[Bug, ...]
@@ -70,27 +74,38 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
     body = reader.read(kernel, symbol)
     place = safety.entry(kernel, symbol, body)
     safety.check_instructions(body, kernel.user)
-    safety.check_addresses(body)
+    numbers = safety.addresses(body)
     for part in body.parts[1:]:
         safety.check_place(kernel, Symbol(part.name, part.address, part.size))
     keys = _each(body, kernel.static_keys)
     calls = _each(body, kernel.static_calls)
+    fixups = _each(body, kernel.fixups)
+    ways = _ways(kernel, body, place, {key.address for key in keys} | {call.address for call in calls})
+    thunks = {target: way.register for target, way in ways.items() if way.register}
+    tables = indirection.find(kernel, body, thunks)
+    safety.check_leads(kernel, body, place, tables)
+    unwind = _unwind(kernel, body)
+    leads: dict[int, tuple[int, ...]] = {jump: tables.targets(jump) for jump in tables.jumps}
+    leads.update((key.address, (key.target,)) for key in keys)
+    leads.update((fixup.address, (fixup.fixup,)) for fixup in fixups)
     original = Original(
         symbol=symbol,
         arch=kernel.arch,
         body=body,
         entry=place,
         return_thunks=kernel.return_thunks(),
-        unwind=_unwind(kernel, body),
-        ways=_ways(kernel, body, place, {key.address for key in keys} | {call.address for call in calls}),
-        fixups=_each(body, kernel.fixups),
+        unwind=unwind,
+        depths={} if unwind else depth.depths(body, kernel.arch, leads),
+        ways=ways,
+        indirection=tables,
+        numbers=numbers,
+        fixups=fixups,
         keys=keys,
         bugs=_each(body, kernel.bugs),
         calls=calls,
         locks=frozenset(_each(body, kernel.bare_locks)),
     )
     _check_tables(original)
-    safety.check_tables(kernel, body)
     write(original, Edition("rehearsal", 1, original.state, original.entry.ftrace is None, Tables(kernel.arch)))
     return original
 
@@ -215,7 +230,10 @@ class _Clone:
     def __init__(self, original: Original, edition: Edition) -> None:
         self.original = original
         self.edition = edition
-        self.patched = {key.address for key in original.keys} | {call.address for call in original.calls}
+        self.uses = original.indirection.uses
+        self.patched = {*self.uses, *original.numbers}
+        self.patched.update([key.address for key in original.keys], [call.address for call in original.calls])
+        self.tables = {table: f".L{edition.name}.table{n}" for n, table in enumerate(original.indirection.tables)}
         self.keys = {key.address: key for key in original.keys}
         self.calls = {call.address: call for call in original.calls}
         self.state = original.state
@@ -232,6 +250,9 @@ class _Clone:
         labels.update(bug.address for bug in original.bugs)
         labels.update(call.address for call in original.calls)
         labels.add(original.body.address)
+        labels.update(target for table in original.indirection.tables for target in table.targets)
+        labels.update(original.numbers.values())
+        labels.update(part.limit for part in original.body.parts if part.runs_on)
         return labels
 
     def lines(self) -> list[str]:
@@ -258,6 +279,8 @@ class _Clone:
                     lines += self._placed(instruction, state)
             if part.instructions[-1].kind is Kind.CALL:
                 lines.append("\tud2")
+            elif part.runs_on:
+                lines.append(f"\tjmp {label(part.limit)}")
         self._tables()
         return lines
 
@@ -268,11 +291,19 @@ class _Clone:
             return self._static_key(instruction, key)
         if instruction.address in self.calls:
             return self._static_call(instruction, state)
+        if use := self.uses.get(instruction.address):
+            return writer.aimed(instruction, use.field, self.tables[use.table], use.table.base, original.arch)
+        if instruction.address in original.numbers:
+            to = edition.label(original.numbers[instruction.address])
+            return writer.aimed(instruction, instruction.size - 4, to, 0, original.arch)
         kind = instruction.kind
         target = instruction.target
+        if instruction.address in original.indirection.jumps:
+            return [writer.plain(instruction) if target is None else f"\tjmp {original.ways[target].operand}"]
         if kind is Kind.RETURN or (kind is Kind.JUMP and target in original.return_thunks):
-            safety.check_exit(original.name, instruction, state, self.state)
-            return [f"\tjmp {edition.exit}"]
+            self._check_exit(instruction, state)
+            dropping = [f"\t{instruction.detail}"] if instruction.detail else []
+            return [f"\tjmp {edition.tail(dropping) if dropping else edition.exit}"]
         if kind is Kind.JUMP_INDIRECT:
             return self._indirect_tail(instruction, state)
         if kind in DIRECT and target is not None:
@@ -281,6 +312,10 @@ class _Clone:
             own = target in original.body.boundaries and target != original.body.address
             return writer.relative(instruction, edition.label(target) if own else f"{target:#x}")
         return [writer.plain(instruction)]
+
+    def _check_exit(self, instruction: Instruction, state: bytes | None) -> None:
+        deep = self.original.depths.get(instruction.address, 0)  # 0: nothing leads there
+        safety.check_exit(self.original.name, instruction, state, self.state, deep)
 
     def _direct(self, instruction: Instruction, target: int, state: bytes | None) -> list[str]:
         original, edition = self.original, self.edition
@@ -295,7 +330,7 @@ class _Clone:
         if inner:
             destination = edition.label(target)
         else:
-            safety.check_exit(original.name, instruction, state, self.state)
+            self._check_exit(instruction, state)
             if target in original.return_thunks:
                 destination = edition.exit
             else:
@@ -322,7 +357,7 @@ class _Clone:
 
     def _indirect_tail(self, instruction: Instruction, state: bytes | None) -> list[str]:
         original = self.original
-        safety.check_exit(original.name, instruction, state, self.state)
+        self._check_exit(instruction, state)
         if instruction.field and instruction.target is not None:
             jump = writer.relative(instruction, f"{instruction.target:#x}")
         else:
@@ -363,7 +398,7 @@ class _Clone:
             if kind is Kind.CALL and instruction.size == 5:
                 return [f"\tcall {instruction.target:#x}\t# static call"]
         elif kind is Kind.RETURN or (kind in (Kind.JUMP, Kind.BRANCH) and instruction.size >= 5):
-            safety.check_exit(original.name, instruction, state, self.state)
+            self._check_exit(instruction, state)
             site = f".L{edition.name}.site.{call.address:x}"
             edition.tables.calls += [f"\t.long {site} - .", f"\t.long {call.key:#x} + 1 - ."]
             target = next(iter(original.return_thunks), 0) if instruction.target is None else instruction.target
@@ -378,6 +413,8 @@ class _Clone:
 
     def _tables(self) -> None:
         label, tables = self.edition.label, self.edition.tables
+        for table, name in self.tables.items():
+            tables.indirection += indirection.lines(table, name, label, self.original.arch)
         for fixup in self.original.fixups:
             tables.fixups += [
                 f"\t.long {label(fixup.address)} - .", f"\t.long {label(fixup.fixup)} - .",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import cached_property
 
 from dynamos_ng.arch import Instruction, Kind
+from dynamos_ng.arch.x86 import memory
 from dynamos_ng.errors import BuildError, Refusal
-from dynamos_ng.rewrite import elf, reader, safety, writer
+from dynamos_ng.rewrite import depth, elf, reader, safety, writer
 from dynamos_ng.rewrite.elf import Elf, Relocation, Section, Symbol
 from dynamos_ng.rewrite.reader import Body, Part
 from dynamos_ng.rewrite.writer import Edition
@@ -137,6 +139,18 @@ class Compiled:
             return set()
         return {address(r.symbol.section, r.symbol.value + r.addend) for r in found[1] if r.offset % stride == 0}
 
+    @cached_property
+    def _depths(self) -> dict[int, int | None]:
+        """Return the stack's depths, where objtool made no unwind entries."""
+        if self.state is not None:
+            return {}
+        leads: dict[int, tuple[int, ...]] = {}
+        for name, stride in (("__jump_table", 8 + self.unit.arch.word), ("__ex_table", 12)):
+            for entries in filter(None, (self._table(name),)):
+                at = {r.offset: address(r.symbol.section, r.symbol.value + r.addend) for r in entries[1]}
+                leads.update((at[o], (at[o + 4],)) for o in at if o % stride == 0 and o + 4 in at)
+        return depth.depths(self.body, self.unit.arch, leads)
+
     def _alternatives(self) -> list[tuple[int, int]]:
         """Return the ranges of code that the loader may overwrite as a whole: they keep their length."""
         found = self._table(".altinstructions")
@@ -216,8 +230,9 @@ class Compiled:
     def _leave(
         self, instruction: Instruction, edition: Edition, expression: Expression, state: bytes | None
     ) -> list[str]:
+        deep = self._depths.get(instruction.address, 0)
         try:
-            safety.check_exit(self.symbol.name, instruction, state, self.state)
+            safety.check_exit(self.symbol.name, instruction, state, self.state, deep)
         except Refusal as error:
             raise self._refusal(error.reason, error.address) from None
         if any(start <= instruction.address < end for start, end in self._fixed):
@@ -225,8 +240,19 @@ class Compiled:
                 f"{instruction.text}: leaves the function from within an alternative", instruction.address
             )
         if instruction.kind is Kind.JUMP_INDIRECT:
+            if self.state is None:
+                reason = "an indirect jump, and no unwind data to tell a tail call from a table"
+                raise self._refusal(f"{instruction.text}: {reason}", instruction.address)
+            operand = memory(instruction.code, self.unit.arch.word)
+            if operand is not None and operand.index:
+                raise self._refusal(
+                    f"{instruction.text}: an indirection table: compile with -fno-jump-tables", instruction.address
+                )
             return [f"\tjmp {edition.tail(self._bytes(instruction, expression), instruction.text)}"]
         outside = self._outside(instruction, expression)
+        if instruction.kind is Kind.RETURN and instruction.detail:
+            dropping = [f"\t{instruction.detail}"]
+            return [f"\tjmp {edition.tail(dropping)}"]
         if instruction.kind is Kind.RETURN or outside == _RETURN:
             self.moved[instruction.address] = ""
             return [f"\t{instruction.detail or 'jmp'} {edition.exit}"]

@@ -1,19 +1,21 @@
 """Reader: the bytes of a function, all of its parts, as decoded instructions.
 
-A function is its main part and the parts that the compiler moved away (`NAME.cold`); parts are found by
-following branches. Padding behind the last instruction of a part belongs to nobody and is left out.
+A function is its main part, the parts that the compiler moved away (`NAME.cold`), and in assembler code other symbols
+of the same image: ones that it runs on into, or into whose middle it branches. Parts are found by following branches.
+Padding behind the last instruction of a part belongs to nobody and is left out.
 """
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
-from dynamos_ng.arch import DIRECT, Arch, Instruction, Kind
+from dynamos_ng.arch import DIRECT, ENDING, Arch, Instruction, Kind
 from dynamos_ng.errors import Refusal
 from dynamos_ng.rewrite.kernel import Kernel, Symbol
+
+_MOST_PARTS = 16
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Part:
     def end(self) -> int:
         """Return the address past the last instruction; padding may follow."""
         return self.instructions[-1].end if self.instructions else self.address
+
+    @property
+    def runs_on(self) -> bool:
+        """Return whether its last instruction leads into the next symbol."""
+        return bool(self.instructions) and self.instructions[-1].kind not in (*ENDING, Kind.CALL)
 
     @property
     def limit(self) -> int:
@@ -59,6 +66,10 @@ class Body:
         """Return the addresses at which an instruction begins."""
         return frozenset(instruction.address for instruction in self.instructions)
 
+    def begins(self, address: int) -> bool:
+        """Return whether a part begins at ADDRESS."""
+        return any(part.address == address for part in self.parts)
+
     def part(self, address: int) -> Part | None:
         """Return the part whose instructions cover ADDRESS."""
         for part in self.parts:
@@ -75,29 +86,49 @@ class Body:
 
 
 def read(kernel: Kernel, symbol: Symbol) -> Body:
-    """Read the function at SYMBOL and the cold parts that it branches into; Refusal for what cannot be
-    decoded."""
-    names = [symbol.name, *kernel.names(symbol.address)]
-    cold = re.compile("|".join(re.escape(name) + r"\.cold(\.\d+)?" for name in names))
+    """Read the function at SYMBOL with all its parts; Refusal for what cannot be decoded."""
+    names = (symbol.name, *kernel.names(symbol.address))
     parts = [_part(symbol.name, kernel, symbol)]
-    seen = 0
-    while seen < len(parts):
-        part = parts[seen]
-        seen += 1
+    for part in parts:
         targets = [i.target for i in part.instructions if i.kind in DIRECT and i.target is not None]
         targets += [key.target for key in kernel.static_keys(part.address, part.end)]
         targets += [fixup.fixup for fixup in kernel.fixups(part.address, part.end)]
+        if part.runs_on:
+            targets.append(part.limit)
         for target in targets:
             if any(known.address <= target < known.limit for known in parts):
                 continue
             other = kernel.containing(target)
-            if other is not None and any(cold.fullmatch(name) for name in kernel.names(other.address)):
+            if other is None or other.module or len(parts) == _MOST_PARTS:
+                continue
+            inside = target != other.address or (part.runs_on and target == part.limit)
+            if any(_is_cold(name, names) for name in kernel.names(other.address)):
                 parts.append(_part(symbol.name, kernel, other))
+            elif inside and kernel.in_text(target):
+                joined = _part(symbol.name, kernel, other)
+                if not _compiled(parts[0], kernel.arch) and not _compiled(joined, kernel.arch):
+                    parts.append(joined)
     return Body(symbol.name, tuple(parts))
+
+
+def _is_cold(name: str, owners: tuple[str, ...]) -> bool:
+    """Return whether NAME is that of a part which the compiler moved out of a function called one of OWNERS."""
+    for owner in owners:
+        if name.startswith(f"{owner}.cold"):
+            number = name.removeprefix(f"{owner}.cold")
+            return not number or (number[0] == "." and number[1:].isdigit())
+    return False
+
+
+def _compiled(part: Part, arch: Arch) -> bool:
+    """Return whether a part begins with a ftrace site: compilers do not branch into other functions."""
+    return any(instruction.code in arch.idle for instruction in part.instructions[:2])
 
 
 def _part(function: str, kernel: Kernel, symbol: Symbol) -> Part:
     code = kernel.read(symbol.address, symbol.size)
+    # Megabytes of padding may stand between two symbols; the last instruction may end in bytes that look like it.
+    code = code[: len(code.rstrip(b"\xcc\x90\0")) + 16]
     return Part(symbol.name, symbol.address, symbol.size, decode(kernel.arch, function, code, symbol.address))
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from dynamos_ng.arch import DIRECT, ENDING, Instruction, Kind
 from dynamos_ng.errors import Refusal
+from dynamos_ng.rewrite.indirection import Indirection
 from dynamos_ng.rewrite.kernel import Kernel, Symbol
 from dynamos_ng.rewrite.reader import Body
 
 #: Where ftrace's own calls go, by name; its other trampolines lie outside the kernel's text.
 _FTRACE = frozenset(("__fentry__", "ftrace_caller", "ftrace_regs_caller", "ftrace_stub"))
-_TABLE = re.compile(r"(-?0x[0-9a-f]+)\(, ?%\w+, ?[48]\)")
 _CALLERS = "redirect one of its callers instead"
 
 
@@ -140,7 +139,7 @@ def check_instructions(body: Body, user: bool = False) -> None:
                     remedy="see /sys/kernel/debug/kprobes/list and remove it",
                 )
             before = instruction
-        if before is not None and before.kind not in ENDING and before.kind is not Kind.CALL:
+        if before is not None and part.runs_on and not body.begins(part.limit):
             raise Refusal(
                 body.name,
                 f"{part.name} runs on into the next symbol",
@@ -150,39 +149,42 @@ def check_instructions(body: Body, user: bool = False) -> None:
             )
 
 
-def check_exit(function: str, instruction: Instruction, state: bytes | None, entered: bytes | None) -> None:
-    """Refuse a way out whose stack is not as at entry: what ORC says of it decides."""
+def check_leads(kernel: Kernel, body: Body, place: Entry, tables: Indirection) -> None:
+    """Refuse indirection tables that lead into the trampoline's bytes."""
+    for jump in tables.jumps:
+        for target in tables.targets(jump):
+            if place.site <= target < place.site + kernel.arch.trampoline:
+                reason = f"an indirection table leads into the trampoline's bytes, to {target:#x}"
+                kind = "branch into the trampoline's bytes"
+                raise Refusal(body.name, reason, address=jump, remedy=_CALLERS, kind=kind)
+
+
+def check_exit(
+    function: str, instruction: Instruction, state: bytes | None, entered: bytes | None, depth: int | None
+) -> None:
+    """Refuse a way out whose stack is not as at entry: what ORC says of it decides, or else its DEPTH in bytes."""
     if state is None or entered is None:
-        if instruction.kind is Kind.JUMP_INDIRECT:
-            reason = f"{instruction.text}: an indirect jump, and no unwind data to tell a tail call from a table"
-            raise Refusal(function, reason, address=instruction.address, kind="an indirect jump without unwind data")
-        return
-    # struct orc_entry: the stack pointer's offset in its first two bytes, the base register in the low half of
-    # its fifth.
-    if state[:2] != entered[:2] or state[4] & 15 != entered[4] & 15:
+        if depth is None:
+            reason = f"{instruction.text}: leaves, and how deep the stack is there cannot be told"
+            raise Refusal(function, reason, address=instruction.address, kind="leaves with an unknown stack depth")
+        same = depth == 0
+    else:
+        # struct orc_entry: the stack pointer's offset in its first two bytes, the base register in the low half of
+        # its fifth.
+        same = state[:2] == entered[:2] and state[4] & 15 == entered[4] & 15
+    if not same:
         reason = f"{instruction.text}: leaves with the stack not as at entry"
         raise Refusal(function, reason, address=instruction.address, kind="leaves with the stack not as at entry")
 
 
-def check_tables(kernel: Kernel, body: Body) -> None:
-    """Refuse indirection tables: an indirect jump where the function loads its own addresses from a table."""
-    if not any(instruction.kind is Kind.JUMP_INDIRECT for instruction in body.instructions):
-        return
-    for instruction in body.instructions:
-        if found := _TABLE.search(instruction.text):
-            table = int(found.group(1), 16) & (1 << 8 * kernel.arch.word) - 1
-            target = int.from_bytes(kernel.read(table, kernel.arch.word), "little")
-            if target != body.address and body.part(target):
-                reason = f"an indirection table at {table:#x}"
-                raise Refusal(body.name, reason, address=instruction.address)
+def addresses(body: Body) -> dict[int, int]:
+    """Return the function's interior addresses that instructions hold as a plain number, by instruction.
 
-
-def check_addresses(body: Body) -> None:
-    """Refuse absolute addresses of the function's interior among its operands (paper, section 4.2).
-
-    They would lead from the clone back into the original. The address of the function itself is no such thing: it
-    is the address that everybody calls. Nor is a RIP-relative `lea` of an instruction: it moves with the code.
+    Refuse all other absolute addresses of the interior among the operands (paper, section 4.2): they would lead from
+    the clone back into the original. The address of the function itself is no such thing: it is the address that
+    everybody calls. Nor is a RIP-relative `lea` of an instruction: it moves with the code.
     """
+    found: dict[int, int] = {}
     codes = [(part, b"".join([instruction.code for instruction in part.instructions])) for part in body.parts]
     for part in body.parts:
         for high in {place >> 16 & 0xFFFF for place in (part.address, part.end - 1)}:
@@ -192,7 +194,7 @@ def check_addresses(body: Body) -> None:
                 while at >= 0:
                     value = int.from_bytes(code[at - 2 : at + 2], "little") | part.address & ~0xFFFFFFFF
                     if part.address <= value < part.end and value != body.address:
-                        _check_address(body, holder.address + at - 2, value)
+                        _check_address(body, holder.address + at - 2, value, found)
                     at = code.find(wanted, at + 1)
     for instruction in body.instructions:
         target = instruction.target
@@ -200,14 +202,19 @@ def check_addresses(body: Body) -> None:
             continue
         if not instruction.text.startswith("lea") or target not in body.boundaries:
             _refuse_address(body, instruction, target)
+    return found
 
 
-def _check_address(body: Body, place: int, value: int) -> None:
-    """Refuse four bytes that hold VALUE, if they can be an operand."""
+def _check_address(body: Body, place: int, value: int, found: dict[int, int]) -> None:
+    """Take four bytes that hold VALUE, if they can be an operand; refuse what is not just a number."""
     instruction = body.covering(place)
     offset = place - instruction.address
-    if 0 < offset <= instruction.size - 4 and instruction.kind not in DIRECT and instruction.field != offset:
+    if not 0 < offset <= instruction.size - 4 or instruction.kind in DIRECT or instruction.field == offset:
+        return
+    number = offset == instruction.size - 4 and not instruction.field and "$" in instruction.text
+    if not number or not instruction.text.startswith(("mov", "push")) or value not in body.boundaries:
         _refuse_address(body, instruction, value)
+    found[instruction.address] = value
 
 
 def _refuse_address(body: Body, instruction: Instruction, value: int) -> None:

@@ -40,6 +40,19 @@ def relative(instruction: Instruction, target: str) -> list[str]:
     return lines
 
 
+def aimed(instruction: Instruction, field: int, name: str, base: int, arch: Arch) -> list[str]:
+    """Return an instruction whose 4-byte FIELD leads to NAME: from the instruction, or else from BASE."""
+    if instruction.field:
+        return relative(instruction, name)
+    code = instruction.code
+    lines = [f"{data(code[:field])}\t# {instruction.text}"]
+    if arch.word == 8:
+        lines += [f"\t.reloc ., R_X86_64_32S, {name}", data(bytes(4))]
+    else:
+        lines.append(f"\t.long {name} - {base:#x}" if base else f"\t.long {name}")
+    return lines + ([data(code[field + 4 :])] if len(code) > field + 4 else [])
+
+
 def registers_of(name: str) -> str:
     """Return the register that an indirect branch thunk of that name jumps to, or ""."""
     found = _THUNK_REGISTER.search(name)
@@ -64,6 +77,7 @@ class Tables:
     bugs: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     returns: list[str] = field(default_factory=list)
+    indirection: list[str] = field(default_factory=list)
     ftrace: list[str] = field(default_factory=list)
 
     def unwind(self, label: str, state: bytes | None) -> None:
@@ -83,6 +97,7 @@ class Tables:
             ("__bug_table", "aw", 1, self.bugs),
             (".static_call_sites", "aw", 4, self.calls),
             (".return_sites", "a", 1, self.returns),
+            (".rodata", "a", self.arch.word, self.indirection),
             ("__mcount_loc", "a", self.arch.word, self.ftrace),
         ):
             if lines:

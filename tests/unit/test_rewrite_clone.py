@@ -298,3 +298,49 @@ def test_an_edition_that_no_source_defines() -> None:
     original = check(MemoryKernel({"f": NOP5 + "31c0 c3 cc cc"}), "f")
     with pytest.raises(UsageError, match="f_v2: no such function"):
         generate([Redirect(original, {2: "f_v2"})], [], CONSTANTS)
+
+
+def test_an_indirection_table_is_cloned() -> None:
+    table = TEXT + 0x8000
+    # nop; nop; mov table(,%rax,8),%rax; jmp *%rax; ret; xor %eax,%eax; ret
+    code = NOP5 + "9090" + "488b04c5" + (table & 0xFFFFFFFF).to_bytes(4, "little").hex() + "ffe0 c3 31c0 c3"
+    data = b"".join(to.to_bytes(8, "little") for to in (TEXT + 17, TEXT + 18, TEXT + 17, TEXT + 0x5000))
+    unit = update(code, data={table: data})
+    assert section(unit, ".rodata").size == 24, "it ends where an entry lies outside the function"
+    start = symbol(unit, "f_v1").value + 11 + 5
+    moved = [addend - start for _at, (_kind, _name, addend) in sorted(relocations(unit, ".rodata").items())]
+    assert moved[0] == moved[2] == 12
+    assert moved[1] == 12 + 2, "the return before it has become a short jump to the exit stub"
+    assert (start + 6, ("R_X86_64_32S", ".rodata", 0)) in relocations(unit).items()
+    assert image(unit)[10:12] == bytes.fromhex("ffe0"), "the jump stays inside and counts no exit"
+
+
+def test_an_indirection_table_of_distances_is_cloned() -> None:
+    # nop; nop; lea table(%rip),%rdx; movslq (%rdx,%rax,4),%rax; add %rdx,%rax; jmp *%rax; ret
+    table = TEXT + 0x10E
+    code = NOP5 + "9090 488d1500010000 48630482 4801d0 ffe0 c3"
+    data = b"".join(distance.to_bytes(4, "little", signed=True) for distance in (TEXT + 23 - table, 8))
+    unit = update(code, data={table: data})
+    start = symbol(unit, "f_v1").value + 11 + 5
+    assert relocations(unit, ".rodata") == {0: ("R_X86_64_PC32", ".text", start + 18)}
+    assert relocations(unit)[start + 5] == ("R_X86_64_PC32", ".rodata", -4)
+
+
+def test_an_interior_address_that_an_instruction_holds_moves_along() -> None:
+    # mov $f+5,%rax; ret
+    unit = update(NOP5 + "48c7c0" + (TEXT + 5 & 0xFFFFFFFF).to_bytes(4, "little").hex() + "c3")
+    start = symbol(unit, "f_v1").value + 11 + 5
+    assert relocations(unit)[start + 3] == ("R_X86_64_32S", ".text", start)
+
+
+def test_code_that_runs_on_into_the_next_symbol_takes_it_along() -> None:
+    first = bytes.fromhex("31c0 31c9 31d2".replace(" ", "")) + b"\x90" * (0x100 - 6)
+    memory = MemoryKernel({"f": first, "g": "ffc0 c3"})
+    unit = assemble(preprocessed(generate([Redirect(check(memory, "f"))], [], CONSTANTS)))
+    start = symbol(unit, "f_v1")
+    code = section(unit, ".text").data[start.value : start.value + start.size]
+    assert bytes.fromhex("31c031c931d2eb00ffc0") in code
+
+
+def test_xens_emulation_prefix_stays_one_with_its_instruction() -> None:
+    assert image(update(NOP5 + "9090 0f0b78656e 0fa2 c3"))[:9] == bytes.fromhex("9090 0f0b78656e 0fa2")

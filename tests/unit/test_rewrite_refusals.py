@@ -111,8 +111,8 @@ def test_an_unknown_instruction() -> None:
 
 
 def test_an_instruction_that_cannot_be_moved() -> None:
-    refusal = refused(NOP5 + "31c0 31c0 31c0 c2 0800")  # ret $8
-    assert "drops arguments" in refusal.reason
+    refusal = refused(NOP5 + "31c0 31c0 31c0 cb")  # lret
+    assert "far return" in refusal.reason
     assert refusal.address == TEXT + 11
 
 
@@ -135,8 +135,13 @@ def test_code_that_runs_on_into_the_next_symbol() -> None:
     assert "runs on" in refused(NOP5 + "31c0 31c0 31c0").reason
 
 
-def test_an_indirect_jump_without_unwind_data() -> None:
-    assert "no unwind data" in refused(NOP5 + "31c0 31c0 ffe0", unwind=()).reason
+def test_a_way_out_at_a_depth_that_nobody_knows() -> None:
+    assert "how deep" in refused(NOP5 + "4883e4f0 ffe0", unwind=()).reason  # and $-16,%rsp; jmp *%rax
+    check(MemoryKernel({"f": NOP5 + "5589e5 90 5d ffe0"}, unwind=()), "f")
+
+
+def test_a_way_out_within_a_frame_without_unwind_data() -> None:
+    assert "stack not as at entry" in refused(NOP5 + "53 31c0 31c0 c3", unwind=()).reason
 
 
 def test_an_indirect_jump_within_a_frame() -> None:
@@ -153,19 +158,31 @@ def test_a_return_within_a_frame() -> None:
     assert "stack not as at entry" in refusal.reason
 
 
-def test_an_indirection_table() -> None:
-    # mov -0x7f000000+0x8000(,%rax,8),%rax; jmp *%rax; the table leads to its own ret
+def test_an_indirection_table_shorter_than_its_bound() -> None:
+    # cmp $1,%eax; ja; mov table(,%rax,8),%rax; jmp *%rax; the only entry inside the function leads to its own ret
     table = TEXT + 0x8000
-    code = NOP5 + "9090" + "488b04c5" + (table & 0xFFFFFFFF).to_bytes(4, "little").hex() + "ffe0 c3"
-    refusal = refused(code, data={table: (TEXT + 17).to_bytes(8, "little")})
-    assert "indirection table" in refusal.reason
+    code = NOP5 + "83f801 7708" + "488b04c5" + (table & 0xFFFFFFFF).to_bytes(4, "little").hex() + "ffe0 c3 c3"
+    refusal = refused(code, data={table: (TEXT + 20).to_bytes(8, "little")})
+    assert "1 entries inside the function, and 2 can be asked for" in refusal.reason
+
+
+def test_an_indirection_table_that_is_not_found() -> None:
+    # lea 0(%rip),%rdx; movslq (%rdx,%rax,4),%rax; add %rdx,%rax; jmp *%rax: what is there is no table
+    refusal = refused(NOP5 + "9090 488d1500010000 48630482 4801d0 ffe0 c3", data={TEXT + 0x10E: bytes(0x100)})
+    assert "indirection table of this jump was not found" in refusal.reason
 
 
 def test_an_absolute_address_of_its_own_interior() -> None:
-    # push $f+5
-    refusal = refused(NOP5 + "68" + (TEXT + 5 & 0xFFFFFFFF).to_bytes(4, "little").hex() + "58 c3")
+    # add $f+5,%eax; pop; ret: not just a number that an instruction holds
+    refusal = refused(NOP5 + "05" + (TEXT + 5 & 0xFFFFFFFF).to_bytes(4, "little").hex() + "58 c3")
     assert "inside the function" in refusal.reason
     assert refusal.address == TEXT + 5
+
+
+def test_a_branch_of_compiled_code_into_another_function() -> None:
+    jump = "e9" + (0x107 - 14).to_bytes(4, "little").hex()
+    with pytest.raises(Refusal, match="not the start of a function"):
+        check(MemoryKernel({"f": NOP5 + "31c0 31c0" + jump, "g": NOP5 + "31c0 31c0 c3"}), "f")
 
 
 def test_its_own_address_as_data_stays_the_originals() -> None:

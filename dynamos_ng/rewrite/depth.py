@@ -1,0 +1,148 @@
+"""Depth: how far the stack has grown since a function's entry, where a kernel has no unwind data that says so.
+
+A way out of a function must leave the stack as it was at entry; that tells a tail call from a jump within, and a
+clone's exit stub relies on it. What the code does to the stack pointer and to the frame pointer is followed along all
+paths. Behind a call that never returns stands something else, so what a branch says is believed before what a call
+says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from dynamos_ng.arch import DIRECT, ENDING, Arch, Instruction, Kind
+from dynamos_ng.rewrite.reader import Body
+
+_SP, _BP = 4, 5
+#: What may or may not come back: a warning's undefined instruction does, a bug's does not.
+_DOUBTFUL = (Kind.CALL, Kind.CALL_INDIRECT, Kind.UNDEFINED)
+_LEGACY = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
+_KEEPS = ("cmp", "test", "push", "call", "jmp", "nop", "bt ", "btl", "btq")
+_STACK = ("%rsp", "%esp", "%sp", "%spl")
+_FRAME = ("%rbp", "%ebp", "%bp", "%bpl")
+
+
+class _State(NamedTuple):
+    """Bytes from the stack pointer, and from the frame pointer, up to where the stack was at entry; None: not
+    known."""
+
+    stack: int | None
+    frame: int | None
+
+
+def depths(body: Body, arch: Arch, leads: Mapping[int, Sequence[int]]) -> dict[int, int | None]:
+    """Return the stack's depth in bytes before each instruction that can be reached; None where it is not known.
+
+    LEADS holds where an instruction may lead besides its own target: static keys, exceptions, indirection tables.
+    """
+    following = {one.address: two.address for part in body.parts
+                 for one, two in zip(part.instructions, part.instructions[1:], strict=False)}  # fmt: skip
+    for part in body.parts:
+        if part.instructions and body.begins(part.limit):
+            following.setdefault(part.instructions[-1].address, part.limit)
+    instructions = {instruction.address: instruction for instruction in body.instructions}
+    targets = {i.target for i in body.instructions if i.kind in DIRECT}
+
+    def other_function(address: int) -> bool:
+        """Return whether only padding lies between ADDRESS and a function that has no symbol (a weak one, say)."""
+        while address in following and instructions[address].kind is Kind.NOP and address not in leads:
+            if address % 16 == 0 and instructions[address].code in arch.idle:
+                return True
+            address = following[address]
+            if address in targets:
+                break
+        return False
+
+    found: dict[int, _State] = {}
+    certain, doubtful = [(body.address, _State(0, None))], list[tuple[int, _State]]()
+    while certain or doubtful:
+        if certain:
+            address, state = certain.pop()
+        else:
+            address, state = doubtful.pop()
+            if address in found:
+                continue
+        known = found.get(address)
+        if known is not None:
+            state = _State(*(one if one == two else None for one, two in zip(known, state, strict=True)))
+            if state == known:
+                continue
+        found[address] = state
+        instruction = instructions[address]
+        after = _step(instruction, state, arch.word)
+        if instruction.kind in DIRECT and instruction.kind is not Kind.CALL and instruction.target in instructions:
+            certain.append((instruction.target, after))
+        certain += [(target, after) for target in leads.get(address, ()) if target in instructions]
+        if address not in following:
+            continue
+        if instruction.kind in _DOUBTFUL and not other_function(following[address]):
+            doubtful.append((following[address], after))
+        elif instruction.kind not in _DOUBTFUL and instruction.kind not in ENDING:
+            certain.append((following[address], after))
+    return {address: state.stack for address, state in found.items()}
+
+
+def _step(instruction: Instruction, state: _State, word: int) -> _State:
+    """Return the state after an instruction."""
+    stack, frame = state
+    code, text = instruction.code, instruction.text
+    if instruction.kind is Kind.CALL and instruction.target == instruction.end:
+        return _State(None if stack is None else stack + word, frame)
+    at = rex = 0
+    while at < len(code) - 1 and code[at] in _LEGACY:
+        at += 1
+    if word == 8 and 0x40 <= code[at] < 0x50:
+        rex = code[at]
+        at += 1
+    opcode = code[at]
+    width = 2 if 0x66 in code[:at] else word
+    if text.startswith("push"):
+        return _State(None if stack is None else stack + (8 * width if opcode == 0x60 else width), frame)
+    if text.startswith("pop") and not text.startswith("popcnt"):
+        less = None if stack is None else stack - (8 * width if opcode == 0x61 else width)
+        own = opcode == 0x58 + _SP and not rex & 1
+        return _State(None if own else less, None if opcode in (0x58 + _BP, 0x61) and not rex & 1 else frame)
+    if opcode == 0xC9:  # leave
+        return _State(None if frame is None else frame - word, None)
+    if len(code) > at + 1 and code[at + 1] >= 0xC0:
+        operation, low = code[at + 1] >> 3 & 7, code[at + 1] & 7
+        one, two = operation | (rex & 4) << 1, low | (rex & 1) << 3
+        if opcode in (0x81, 0x83) and two == _SP and operation in (0, 5):
+            raw = code[at + 2 :]
+            number = int.from_bytes(raw, "little", signed=True)
+            return _State(None if stack is None else stack + (number if operation == 5 else -number), frame)
+        if opcode in (0x89, 0x8B):
+            origin, to = (one, two) if opcode == 0x89 else (two, one)
+            if (origin, to) == (_SP, _BP):
+                return _State(stack, stack)
+            if (origin, to) == (_BP, _SP):
+                return _State(frame, frame)
+    elif opcode == 0x8D and (moved := _lea(code[at + 1 :], rex, state)):
+        return moved
+    if text.startswith(("xchg", "enter")):
+        return _State(None if "sp" in text else stack, None if "bp" in text else frame)
+    if text.endswith(_STACK) and not text.startswith(_KEEPS):
+        stack = None
+    if text.endswith(_FRAME) and not text.startswith(_KEEPS):
+        frame = None
+    return _State(stack, frame)
+
+
+def _lea(operand: bytes, rex: int, state: _State) -> _State | None:
+    """Return the state after `lea` into or from the stack or frame pointer, None for any other; OPERAND begins with
+    the ModRM."""
+    mode, to, base = operand[0] >> 6, operand[0] >> 3 & 7 | (rex & 4) << 1, operand[0] & 7
+    at = 1
+    if base == 4:
+        if operand[1] & 0x3F != 0x24 or rex & 3:
+            return None
+        at = 2
+    elif base != _BP or mode == 0 or rex & 1:
+        return None
+    distance = int.from_bytes(operand[at:], "little", signed=True) if mode else 0
+    origin = state.stack if base == 4 else state.frame
+    value = None if origin is None else origin - distance
+    if to == _SP:
+        return _State(value, state.frame)
+    return _State(state.stack, value) if to == _BP else None
