@@ -47,6 +47,27 @@ def demo(argv: list[str]) -> int:
     return shown.main(argv)
 
 
+def command_line(argv: list[str]) -> int:
+    """Do one of the other verbs, if the packages that they need are here; MissingTool names one that is not."""
+    from dynamos_ng.errors import MissingTool
+
+    try:
+        from dynamos_ng import cli
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "dynamos_ng"):
+            raise
+        if argv[0] in ("-h", "--help"):
+            sys.stdout.write(HELP)
+            return 0
+        raise MissingTool(
+            f"the Python package {package} is not installed: apt install python3-capstone python3-psutil "
+            "python3-pyelftools python3-rich, or python3 -m pip install with the same names without python3-; "
+            "demo and test fetch what they need by themselves"
+        ) from None
+    return cli.main(argv)
+
+
 def main(argv: list[str]) -> int:
     """Do one command; returns the exit status. Errors go to stderr as ``dynamos: …``."""
     if sys.version_info < OLDEST:
@@ -68,9 +89,7 @@ def main(argv: list[str]) -> int:
             from dynamos_ng.lab import command
 
             return command.run(argv[1:])
-        from dynamos_ng import cli
-
-        return cli.main(argv)
+        return command_line(argv)
     except DynamosError as error:
         sys.stderr.write(f"dynamos: {error}\n")
         return error.exit_code

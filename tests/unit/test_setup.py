@@ -81,3 +81,18 @@ def test_an_old_python_is_told_so() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "dynamos: this is Python 3.9; Python 3.11 or newer is needed\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "status", "said"),
+    [("--help", 0, ""), ("status", 1, "dynamos: the Python package "), ("survey", 1, "dynamos: the Python package ")],
+)
+def test_without_python_packages_there_is_one_clear_line(argument: str, status: int, said: str) -> None:
+    """-S and -I leave nothing but the standard library."""
+    program = "import sys; sys.path.insert(0, '.'); from dynamos_ng.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    argv = [sys.executable, "-I", "-S", "-c", program, argument]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == bool(said)
+    assert ("usage:" in done.stdout) is not bool(said)
