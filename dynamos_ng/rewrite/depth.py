@@ -54,6 +54,7 @@ def depths(body: Body, arch: Arch, leads: Mapping[int, Sequence[int]]) -> dict[i
                 break
         return False
 
+    realigned: dict[int, int] = {}
     found: dict[int, _State] = {}
     certain, doubtful = [(body.address, _State(0, None))], list[tuple[int, _State]]()
     while certain or doubtful:
@@ -70,7 +71,9 @@ def depths(body: Body, arch: Arch, leads: Mapping[int, Sequence[int]]) -> dict[i
                 continue
         found[address] = state
         instruction = instructions[address]
-        after = _step(instruction, state, arch.word)
+        after = _step(instruction, state, arch.word, realigned)
+        if address in following and _aligns(instructions[following[address]], arch.word):
+            realigned.update(_saved(instruction, state, arch.word))
         if instruction.kind in DIRECT and instruction.kind is not Kind.CALL and instruction.target in instructions:
             certain.append((instruction.target, after))
         certain += [(target, after) for target in leads.get(address, ()) if target in instructions]
@@ -83,18 +86,42 @@ def depths(body: Body, arch: Arch, leads: Mapping[int, Sequence[int]]) -> dict[i
     return {address: state.stack for address, state in found.items()}
 
 
-def _step(instruction: Instruction, state: _State, word: int) -> _State:
+def _opcode(code: bytes, word: int) -> tuple[int, int]:
+    """Return where the opcode is, and the REX prefix in front of it or 0."""
+    at = 0
+    while at < len(code) - 1 and code[at] in _LEGACY:
+        at += 1
+    return (at + 1, code[at]) if word == 8 and 0x40 <= code[at] < 0x50 else (at, 0)
+
+
+def _aligns(instruction: Instruction, word: int) -> bool:
+    """Return whether an instruction aligns the stack pointer."""
+    at, rex = _opcode(instruction.code, word)
+    return instruction.code[at : at + 2] in (b"\x83\xe4", b"\x81\xe4") and not rex & 1
+
+
+def _saved(instruction: Instruction, state: _State, word: int) -> dict[int, int]:
+    """Return the register that keeps the stack pointer while the stack is aligned otherwise, with its depth.
+
+    Compilers restore the stack pointer from that register, and from no other value of it.
+    """
+    at, rex = _opcode(instruction.code, word)
+    if instruction.code[at] != 0x8D or state.stack is None:
+        return {}
+    mode, to, low = instruction.code[at + 1] >> 6, instruction.code[at + 1] >> 3 & 7, instruction.code[at + 1] & 7
+    if low != 4 or instruction.code[at + 2] & 0x3F != 0x24 or rex & 3:
+        return {}
+    distance = int.from_bytes(instruction.code[at + 3 :], "little", signed=True) if mode else 0
+    return {to | (rex & 4) << 1: state.stack - distance}
+
+
+def _step(instruction: Instruction, state: _State, word: int, realigned: Mapping[int, int]) -> _State:
     """Return the state after an instruction."""
     stack, frame = state
     code, text = instruction.code, instruction.text
     if instruction.kind is Kind.CALL and instruction.target == instruction.end:
         return _State(None if stack is None else stack + word, frame)
-    at = rex = 0
-    while at < len(code) - 1 and code[at] in _LEGACY:
-        at += 1
-    if word == 8 and 0x40 <= code[at] < 0x50:
-        rex = code[at]
-        at += 1
+    at, rex = _opcode(code, word)
     opcode = code[at]
     width = 2 if 0x66 in code[:at] else word
     if text.startswith("push"):
@@ -118,7 +145,7 @@ def _step(instruction: Instruction, state: _State, word: int) -> _State:
                 return _State(stack, stack)
             if (origin, to) == (_BP, _SP):
                 return _State(frame, frame)
-    elif opcode == 0x8D and (moved := _lea(code[at + 1 :], rex, state)):
+    elif opcode == 0x8D and (moved := _lea(code[at + 1 :], rex, state, realigned)):
         return moved
     if text.startswith(("xchg", "enter")):
         return _State(None if "sp" in text else stack, None if "bp" in text else frame)
@@ -129,20 +156,20 @@ def _step(instruction: Instruction, state: _State, word: int) -> _State:
     return _State(stack, frame)
 
 
-def _lea(operand: bytes, rex: int, state: _State) -> _State | None:
+def _lea(operand: bytes, rex: int, state: _State, realigned: Mapping[int, int]) -> _State | None:
     """Return the state after `lea` into or from the stack or frame pointer, None for any other; OPERAND begins with
     the ModRM."""
-    mode, to, base = operand[0] >> 6, operand[0] >> 3 & 7 | (rex & 4) << 1, operand[0] & 7
+    mode, to, base = operand[0] >> 6, operand[0] >> 3 & 7 | (rex & 4) << 1, operand[0] & 7 | (rex & 1) << 3
     at = 1
-    if base == 4:
+    if base & 7 == _SP:
         if operand[1] & 0x3F != 0x24 or rex & 3:
             return None
         at = 2
-    elif base != _BP or mode == 0 or rex & 1:
+    elif base & 7 == _BP and mode == 0:
         return None
+    origin = {_SP: state.stack, _BP: state.frame}.get(base, realigned.get(base))
     distance = int.from_bytes(operand[at:], "little", signed=True) if mode else 0
-    origin = state.stack if base == 4 else state.frame
     value = None if origin is None else origin - distance
     if to == _SP:
         return _State(value, state.frame)
-    return _State(state.stack, value) if to == _BP else None
+    return _State(state.stack, value) if to == _BP and base in (_SP, _BP) else None

@@ -140,6 +140,13 @@ def test_a_way_out_at_a_depth_that_nobody_knows() -> None:
     check(MemoryKernel({"f": NOP5 + "5589e5 90 5d ffe0"}, unwind=()), "f")
 
 
+def test_a_stack_aligned_otherwise_is_followed_back() -> None:
+    # lea 8(%rsp),%r10; and $-32,%rsp; push -8(%r10); push %rbp; mov %rsp,%rbp; leave; lea -8(%r10),%rsp; ret
+    code = NOP5 + "4c8d542408 4883e4e0 41ff72f8 55 4889e5 c9"
+    check(MemoryKernel({"f": code + "498d62f8 c3"}, unwind=()), "f")
+    assert "not as at entry" in refused(code + "498d62f0 c3", unwind=()).reason
+
+
 def test_a_way_out_within_a_frame_without_unwind_data() -> None:
     assert "stack not as at entry" in refused(NOP5 + "53 31c0 31c0 c3", unwind=()).reason
 
