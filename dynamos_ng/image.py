@@ -59,6 +59,28 @@ class _Sorted(Generic[_T]):
         return self._entries[bisect_left(self._places, start) : bisect_left(self._places, end)]
 
 
+def saved(
+    image: Path, kallsyms: Path | None = None, blacklist: Path | None = None, vmlinux: Path | None = None
+) -> Kernel:
+    """Return a saved kernel: a folder (image.elf, kallsyms, blacklist, vmlinuz), or an image with its kallsyms.
+
+    The image is a vmlinux, a vmlinuz or a copy of /proc/kcore. Without a blacklist none is known; VMLINUX is wanted
+    where kallsyms lists no data symbols and IMAGE has no sections. ImageError for files that do not serve.
+    """
+    if image.is_dir():
+        folder, image = image, image / "image.elf"
+        kallsyms, vmlinux = kallsyms or folder / "kallsyms", vmlinux or folder / "vmlinuz"
+        blacklist = blacklist or folder / "blacklist"
+    if kallsyms is None:
+        raise ImageError(f"{image}: a saved image needs its kallsyms too, saved by root: --kallsyms FILE")
+    try:
+        texts = [path.read_text() if path else "" for path in (kallsyms, blacklist)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(f"the saved image's files cannot be read: {error}") from None
+    opened = Vmlinux(image)
+    return Kernel(Symbols(texts[0]), opened.elf, texts[1], lambda: Vmlinux(vmlinux) if vmlinux else opened)
+
+
 class Kernel:
     """A kernel's code and tables, as the rewriter's `Kernel` protocol wants them."""
 

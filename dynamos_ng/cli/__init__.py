@@ -13,7 +13,7 @@ from typing import Any
 from dynamos_ng import __version__, control, lab
 from dynamos_ng.build.description import FILE
 from dynamos_ng.build.update import build
-from dynamos_ng.cli import tables
+from dynamos_ng.cli import survey, tables
 from dynamos_ng.errors import DynamosError, UsageError
 
 EXITS = """\
@@ -165,6 +165,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--function", help="with --edition: what a class, or without --class all of them, get")
     one.add_argument("--class", dest="policy_class", type=_class, metavar="C", help="policy class, 0 to 255")
     one.add_argument("--edition", type=int, metavar="N")
+
+    one = verbs.add_parser("survey", help="which functions of a kernel can be cloned, and why not the others")
+    one.set_defaults(run=survey.main)
+    survey.add_arguments(one)
 
     one = verbs.add_parser("lab", help="try things out in a throw-away guest of a stock kernel")
     one.set_defaults(run=lab.main)

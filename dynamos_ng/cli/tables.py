@@ -16,7 +16,7 @@ COLOURS = {"loaded": "", "redirected": "green", "draining": "yellow"}
 console = Console(highlight=False)
 
 
-def _table(*columns: str, title: str = "") -> Table:
+def plain_table(*columns: str, title: str = "") -> Table:
     """Return an empty table; columns whose name begins with # hold numbers."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -47,7 +47,7 @@ def status(snapshot: dict[str, Any]) -> None:
     if not snapshot["updates"]:
         console.print("no update is loaded")
         return
-    table = _table("update", "state", "function", "", "#entered", "#exited", "#in flight", "classes")
+    table = plain_table("update", "state", "function", "", "#entered", "#exited", "#in flight", "classes")
     for update in snapshot["updates"]:
         first: list[Any] = [update["name"], state(update["state"])]
         for status in update["functions"]:
@@ -103,7 +103,7 @@ def changes(results: Iterable[dict[str, Any]]) -> None:
 
 def _measures() -> Table:
     """Return an empty table for `_quiescence_rows`."""
-    return _table("", "function", "edition", "#entered", "#exited", "#in flight", "#stacks")
+    return plain_table("", "function", "edition", "#entered", "#exited", "#in flight", "#stacks")
 
 
 def _quiescence_rows(table: Table, when: str, value: dict[str, Any]) -> None:
@@ -150,7 +150,7 @@ def holders_table(holders: Sequence[dict[str, Any]]) -> None:
     """Show the tasks that are inside, with the innermost frames of their stacks."""
     if not holders:
         return
-    table = _table("#TID", "comm", "inside", "sleeps in")
+    table = plain_table("#TID", "comm", "inside", "sleeps in")
     for holder in holders[:HOLDERS_SHOWN]:
         edition = f"v{holder['edition']}" if holder["edition"] else "original"
         frames = [frame.split("+")[0] for frame in holder["stack"][:3]]
@@ -162,7 +162,7 @@ def holders_table(holders: Sequence[dict[str, Any]]) -> None:
 
 def policy(value: dict[str, Any]) -> None:
     """Show classes by process and by program, and editions by class."""
-    table = _table("who", "#class", title="classes")
+    table = plain_table("who", "#class", title="classes")
     for pid, policy_class, name in value["processes"]:
         table.add_row(f"PID {pid} ({name})", str(policy_class))
     for comm, policy_class in value["rules"]:
@@ -170,7 +170,7 @@ def policy(value: dict[str, Any]) -> None:
     table.add_row("every other process", "0")
     console.print(table)
     if value["rows"]:
-        table = _table("function", "edition", "classes", title="editions")
+        table = plain_table("function", "edition", "classes", title="editions")
         for name, row in value["rows"]:
             chosen = sorted(_classes_by_edition(bytes.fromhex(row)).items())
             for index, (edition, classes) in enumerate(chosen):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from dynamos_ng import uapi
 from dynamos_ng.errors import DynamosError, UsageError
-from dynamos_ng.lab import machine, mass
+from dynamos_ng.lab import machine, mass, root, saved
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the verbs ``run``, ``shell`` and ``mass``; `main` takes what it parses."""
+    """Give a parser the verbs ``run``, ``shell``, ``mass`` and ``save-image``; `main` takes what it parses."""
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     one = verbs.add_parser("run", help="boot a guest, run a command in it as root, and exit with its status")
     one.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for the command (600)")
@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     three.add_argument("--names", type=Path, metavar="FILE", help="write the chosen functions to FILE")
     three.add_argument("--bisect", action="store_true", help="when it fails, search for the functions that fail")
     three.set_defaults(lab="mass")
+    four = verbs.add_parser("save-image", help="save a stock kernel as it runs, for survey")
+    four.add_argument("folder", type=Path, metavar="DIR", help="a folder that is not there yet")
+    four.set_defaults(lab="save-image")
+    for verb in (one, two, four):
+        verb.add_argument("--arch", choices=sorted(root.ARCHITECTURES), default="x86_64", help="architecture (x86_64)")
     for verb in (one, two):
         verb.add_argument("--out", type=Path, metavar="DIR", help="share DIR as /out (default: a temporary folder)")
         verb.add_argument("--cpus", type=int, default=2, metavar="N", help="processors (2)")
@@ -45,19 +50,23 @@ def main(options: argparse.Namespace) -> int:
     """Do what was parsed; returns the command's own status. Raises DynamosError."""
     if options.lab == "mass":
         return _mass(options)
+    if options.lab == "save-image":
+        saved.save(options.folder, options.arch)
+        return 0
     if options.out is not None and not options.out.is_dir():
         raise UsageError(f"{options.out}: not a folder")
     if options.lab == "shell":
         if not sys.stdin.isatty():
             raise UsageError("lab shell: needs a terminal; for a single command use lab run -- COMMAND")
-        machine.shell(cpus=options.cpus, memory=options.memory, cmdline=options.cmdline, out_dir=options.out)
+        machine.shell(cpus=options.cpus, memory=options.memory, cmdline=options.cmdline, out_dir=options.out,
+                      arch=options.arch)  # fmt: skip
         return 0
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise UsageError("lab run: no command given")
     result = machine.run(
         command, timeout=options.timeout, cpus=options.cpus, memory=options.memory, cmdline=options.cmdline,
-        out_dir=options.out, on_output=_show,
+        out_dir=options.out, on_output=_show, arch=options.arch,
     )  # fmt: skip
     return result.status
 

@@ -84,6 +84,7 @@ def run(
     checkout: Path = CHECKOUT,
     stop: Callable[[], str] | None = None,
     expected: str = "",
+    arch: str = "x86_64",
 ) -> Result:
     """Run a command in a new guest as root and return how it ended.
 
@@ -91,25 +92,34 @@ def run(
     /dynamos (read-only). `on_output` gets the output as it comes. `cmdline`: kernel arguments besides the usual.
     `stop` is asked twice a second; a reason that it gives ends the guest with GuestTimeout.
     `expected`: a regular expression for the one line of kernel trouble that must come up, and is none then.
+    `arch`: x86_64 or i386.
     Raises GuestTimeout, GuestDied (also when the kernel reported a BUG, WARN or oops), LabError.
     """
     if out_dir is None:
         with out_folder() as folder:
             return run(argv, timeout=timeout, out_dir=folder, cpus=cpus, memory=memory, on_output=on_output,
-                       env=env, cmdline=cmdline, checkout=checkout, stop=stop, expected=expected)  # fmt: skip
-    with _Guest(out_dir, checkout, env or {}) as guest:
+                       env=env, cmdline=cmdline, checkout=checkout, stop=stop, expected=expected,
+                       arch=arch)  # fmt: skip
+    with _Guest(out_dir, checkout, env or {}, arch) as guest:
         (guest.hidden / "command").write_text(f"exec {shlex.join(argv)}\n")
         process, port = guest.boot(cpus, memory, cmdline, on_output, stop or (lambda: ""))
         return guest.follow(process, port, timeout, expected)
 
 
-def shell(*, cpus: int = 2, memory: str = "2G", cmdline: str = "nokaslr", out_dir: Path | None = None) -> None:
+def shell(
+    *,
+    cpus: int = 2,
+    memory: str = "2G",
+    cmdline: str = "nokaslr",
+    out_dir: Path | None = None,
+    arch: str = "x86_64",
+) -> None:
     """Boot a guest with a shell on this terminal; returns when it is left (or by Ctrl-A X)."""
     if out_dir is None:
         with out_folder() as folder:
-            shell(cpus=cpus, memory=memory, cmdline=cmdline, out_dir=folder)
+            shell(cpus=cpus, memory=memory, cmdline=cmdline, out_dir=folder, arch=arch)
         return
-    with _Guest(out_dir, CHECKOUT, {"TERM": os.environ.get("TERM", "linux")}) as guest:
+    with _Guest(out_dir, CHECKOUT, {"TERM": os.environ.get("TERM", "linux")}, arch) as guest:
         (guest.hidden / "shell").touch()
         subprocess.run([*guest.qemu(cpus, memory, cmdline), "-serial", "mon:stdio"], check=False)
 
@@ -117,13 +127,13 @@ def shell(*, cpus: int = 2, memory: str = "2G", cmdline: str = "nokaslr", out_di
 class _Guest:
     """One guest's folders and services, from before its boot until after its end."""
 
-    def __init__(self, out: Path, checkout: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, out: Path, checkout: Path, environment: Mapping[str, str], arch: str) -> None:
         self.out = out.resolve()
         self.checkout = checkout
         self.hidden = self.out / ".lab"
         self.console = self.hidden / "console"
         self.messages = self.hidden / "qemu"
-        self.root = root.ensure()
+        self.root = root.ensure(arch)
         self.initramfs = initramfs.ensure(self.root)
         self.mark = "dynamos-lab-" + secrets.token_hex(8)
         self.environment = {

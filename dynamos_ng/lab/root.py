@@ -17,7 +17,21 @@ from pathlib import Path
 from dynamos_ng.errors import LabError, MissingTool
 
 SUITE = "bookworm"
-PACKAGES = (
+#: i386 has no bcc, and what runs there is built elsewhere. Its test-suite of Python is a load for libraries.
+I386 = (
+    "kmod",
+    "libpython3.11-testsuite",
+    "libssl3",
+    "procps",
+    "python3",
+    "python3-capstone",
+    "python3-psutil",
+    "python3-pyelftools",
+    "python3-pytest",
+    "python3-rich",
+    "zlib1g",
+)
+AMD64 = (
     "linux-headers-amd64",
     "bpftool",
     "gcc",
@@ -40,13 +54,18 @@ PACKAGES = (
 #: busybox-static conflicts with busybox, so it is unpacked too.
 UNPACK = """\
 set -e
-kernel=$(chroot "$1" apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \\(linux-image-[0-9].*\\)$/\\1/p')
+kernel=$(chroot "$1" apt-cache depends @IMAGE@ | sed -n 's/^ *Depends: \\(linux-image-[0-9].*\\)$/\\1/p')
 mkdir "$1/lab"
 chroot "$1" sh -ec "cd /lab && apt-get -q download $kernel busybox-static && mkdir busybox kernel
     dpkg -x linux-image-*.deb kernel && dpkg -x busybox-static_*.deb busybox
     cp -a kernel/boot/. /boot/ && cp -a kernel/lib/modules/. /lib/modules/ && rm -r kernel *.deb"
 chroot "$1" depmod "${kernel#linux-image-}"
 """
+#: By the name that `uname -m` has for it: Debian's name, the kernel's package, what else is wanted.
+ARCHITECTURES = {
+    "x86_64": ("amd64", "linux-image-amd64", AMD64),
+    "i386": ("i386", "linux-image-686-pae", I386),
+}
 #: apt's settings that a machine may need to reach its mirror; all others stay at their defaults.
 SETTINGS = re.compile(r"^Acquire::(Check-Valid-Until|Check-Date|Retries|https?::Proxy.*) ")
 EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
@@ -127,44 +146,52 @@ def sources() -> list[str]:
     return lines + ([f"deb {security} {SUITE}-security main"] if security else [])
 
 
-def _command(tree: Path) -> list[str]:
+def _command(tree: Path, arch: str) -> list[str]:
     """Return the mmdebstrap call that fills TREE."""
+    debian, _image, packages = ARCHITECTURES[arch]
+    # Mirrors seldom fetched from lag behind the security archive's signed index for i386, and apt then trusts nothing.
+    without = ("-security main",) if arch == "i386" else ()
     settings = [line for line in _output(["apt-config", "dump"]).splitlines() if SETTINGS.match(line)]
     return [
-        "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--architectures=amd64",
-        f"--include={','.join(PACKAGES)}",
+        "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
+        f"--architectures={debian}", f"--include={','.join(packages)}",
         *(f"--aptopt={line}" for line in settings),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
-        f"--customize-hook={UNPACK}",
-        SUITE, str(tree), *sources(),
+        f"--customize-hook={_unpack(arch)}",
+        SUITE, str(tree), *(line for line in sources() if not line.endswith(without)),
     ]  # fmt: skip
 
 
-def _key() -> str:
-    recipe = "\n".join((SUITE, *PACKAGES, UNPACK, *EXCLUDED, "ext4-1"))
+def _unpack(arch: str) -> str:
+    return UNPACK.replace("@IMAGE@", ARCHITECTURES[arch][1])
+
+
+def _key(arch: str) -> str:
+    recipe = "\n".join((SUITE, *ARCHITECTURES[arch][2], _unpack(arch), *EXCLUDED, "ext4-1"))
     return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
-def ensure() -> Root:
-    """Return the root, made now if the cache has none for this recipe (about a minute and a half)."""
-    root = Root(cache() / f"root-{_key()}")
+def ensure(arch: str = "x86_64") -> Root:
+    """Return an architecture's root, made now if the cache has none for this recipe (about a minute and a half)."""
+    root = Root(cache() / f"root-{_key(arch)}")
     if not root.folder.exists():
         with locked("root"):
             if not root.folder.exists():
-                _make(root)
+                _make(root, arch)
     return root
 
 
-def _make(root: Root) -> None:
+def _make(root: Root, arch: str) -> None:
     if os.geteuid():
         raise LabError("the lab's root file system can be made by root only: run this with sudo once")
-    print("lab: making the guest's root file system (once, one to three minutes) …", file=sys.stderr, flush=True)
+    told = f"lab: making the root file system of {arch} guests (once, one to three minutes) …"
+    print(told, file=sys.stderr, flush=True)
     partial = Root(root.folder.with_suffix(".partial"))
     for left_over in root.folder.parent.glob("root-*.partial"):
         shutil.rmtree(left_over)
     partial.folder.mkdir(parents=True)
     log = cache() / "root.log"
-    _logged(_command(partial.tree), log)
+    _logged(_command(partial.tree, arch), log)
     kernels = sorted((partial.tree / "boot").glob("vmlinuz-*"))
     if len(kernels) != 1:
         raise LabError(f"the new root holds {len(kernels)} kernels where one was expected: see {log}")
