@@ -292,7 +292,7 @@ class Memory(NamedTuple):
 
     register: str
     base: str
-    index: str
+    scaled: str
     scale: int
     displacement: int
     field: int
@@ -318,7 +318,7 @@ def memory(code: bytes, word: int) -> Memory | None:
     return Memory(
         register=names[register] if code[at] != 0xFF else "",
         base="" if bare else names[base],
-        index="" if index == 4 else names[index],
+        scaled="" if index == 4 else names[index],
         scale=1 << scale,
         displacement=displacement,
         field=at + 3 if wide else 0,

@@ -244,7 +244,7 @@ class Compiled:
                 reason = "an indirect jump, and no unwind data to tell a tail call from a table"
                 raise self._refusal(f"{instruction.text}: {reason}", instruction.address)
             operand = memory(instruction.code, self.unit.arch.word)
-            if operand is not None and operand.index:
+            if operand is not None and operand.scaled:
                 raise self._refusal(
                     f"{instruction.text}: an indirection table: compile with -fno-jump-tables", instruction.address
                 )

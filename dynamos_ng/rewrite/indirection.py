@@ -106,7 +106,7 @@ class _Finder:
         jump = code[at]
         if not register:
             operand = memory(jump.code, self.word)
-            if operand is not None and operand.index and not operand.base:
+            if operand is not None and operand.scaled and not operand.base:
                 self._absolute(code, at, jump, operand)
             return
         added = ""
@@ -119,7 +119,7 @@ class _Finder:
             operand = memory(instruction.code, self.word)
             if not added and instruction.text.startswith("add") and (added := _source(instruction)):
                 continue
-            if operand is None or operand.register != register or not operand.index:
+            if operand is None or operand.register != register or not operand.scaled:
                 break
             if added:
                 self._relative(code, at, before, operand, added)
@@ -144,7 +144,7 @@ class _Finder:
     def _relative(self, code: Sequence[Instruction], at: int, before: int, operand: Memory, added: str) -> None:
         """Follow tables of distances: the load CODE[BEFORE], then an addition of the register ADDED."""
         jump = code[at]
-        if operand.scale != 4 or added not in (operand.base, operand.index):
+        if operand.scale != 4 or added not in (operand.base, operand.scaled):
             raise self._unknown(jump)
         if self.word == 4:
             base = self._global_offsets()
