@@ -40,6 +40,7 @@ TEST = {
     "cpio": "cpio",
     "perl": "perl",
     "xz": "xz-utils",
+    "zstd": "zstd",
     "git": "git",
 }
 #: Set in a call that was started again in the private environment, so that it is not started a third time.

@@ -11,15 +11,30 @@ import struct
 import subprocess
 import tempfile
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from dynamos_ng.arch import Arch
 from dynamos_ng.errors import ImageError, MissingTool
 from dynamos_ng.memory import Elf, Source
 
+
+class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
 #: As many entries in a row, each leading from code to code, do not occur by chance.
 _ENTRIES = 64
 _GNU_BUILD_ID = 3
+_PACKED: tuple[tuple[bytes, Callable[[], _Decompressor]], ...] = (
+    (b"\xfd7zXZ\0", partial(lzma.LZMADecompressor, lzma.FORMAT_XZ)),
+    (b"\x1f\x8b", partial(zlib.decompressobj, 31)),
+)
 _CODE = (".text", ".init.text", ".exit.text")
 
 
@@ -52,10 +67,13 @@ def unpack(path: Path) -> bytes:
 def _decompress(packed: bytes, path: Path) -> bytes:
     """Return what is packed, less the size that the build appends to it."""
     try:
-        if packed.startswith(b"\xfd7zXZ\0"):
-            return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(packed)
-        if packed.startswith(b"\x1f\x8b"):
-            return zlib.decompressobj(31).decompress(packed)
+        for magic, make in _PACKED:
+            if packed.startswith(magic):
+                decompressor = make()
+                found = decompressor.decompress(packed)
+                if decompressor.eof:
+                    return found
+                raise ImageError(f"{path}: the file is cut off")
         if packed.startswith(b"\x28\xb5\x2f\xfd"):
             done = subprocess.run(["zstd", "-dcq"], input=packed[:-4], capture_output=True, check=False)
             if not done.returncode:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynamos_ng.arch import DIRECT, Kind
+from dynamos_ng.arch.i386 import ARCH as I386
 from dynamos_ng.arch.x86_64 import ARCH
 
 _LINE = re.compile(r"^\s*([0-9a-f]+):\t((?:[0-9a-f]{2} )+)\s*\t?(.*)$")
@@ -72,4 +73,39 @@ def test_lengths_and_targets_agree_with_objdump_over_a_library() -> None:
         compared += 1
     assert compared > 100_000
     assert relative > 1_000
+    assert unknown * 200 < compared, f"{unknown} instructions are unknown to this capstone"
+
+
+def test_32_bit_lengths_and_targets_agree_with_objdump_over_any_bytes(tmp_path: Path) -> None:
+    """Read a library's bytes as 32-bit code: they are no program, but each instruction is one."""
+    _address, code = text_of(library())
+    (tmp_path / "code").write_bytes(code)
+    shown = subprocess.run(
+        ["objdump", "-D", "-w", "-b", "binary", "-m", "i386", str(tmp_path / "code")],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    compared = branches = unknown = 0
+    for line in shown.splitlines():
+        found = _LINE.match(line)
+        if not found or "(bad)" in line:
+            continue
+        at, size = int(found.group(1), 16), len(found.group(2).split())
+        decoded, covered = I386.decode(code[at : at + size], at)
+        if not covered:
+            unknown += 1
+            continue
+        assert covered == size, line
+        assert len(decoded) == 1, line
+        instruction = decoded[0]
+        if instruction.kind is Kind.REFUSED:
+            continue
+        if target := _TARGET.match(found.group(3).replace("0x", "", 1)):
+            assert instruction.kind in DIRECT, line
+            assert instruction.target == int(target.group(2), 16), line
+            branches += 1
+        else:
+            assert instruction.kind not in DIRECT, line
+        compared += 1
+    assert compared > 100_000
+    assert branches > 10_000
     assert unknown * 200 < compared, f"{unknown} instructions are unknown to this capstone"

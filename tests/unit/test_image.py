@@ -204,3 +204,88 @@ def test_a_file_that_is_no_image(tmp_path: Path) -> None:
     path.write_bytes(b"MZ")
     with pytest.raises(ImageError, match="not an ELF file"):
         Elf(path)
+
+
+LOW = 0xC1000000
+LISTED = f"""\
+{LOW:08x} T _stext
+{LOW:08x} T first
+{LOW + 0x40:08x} t second
+{LOW + 0x100:08x} T static_key_slow_inc
+{LOW + 0x200:08x} T _etext
+{0xF8000000:08x} t of_a_module\t[thing]
+"""
+
+
+def elf32(sections: dict[str, tuple[int, bytes]]) -> bytes:
+    """Return a 32-bit vmlinux with these sections, each at its address in a segment of its own."""
+    at, names = 52 + 32 * len(sections), b"\0"
+    headers, segments, body = [bytes(40)], b"", b""
+    for name, (address, data) in {**sections, ".shstrtab": (0, b"")}.items():
+        place = len(names)
+        names += name.encode() + b"\0"
+        content = data if address else names
+        headers.append(struct.pack("<10I", place, 1, 2, address, at + len(body), len(content), 0, 0, 1, 0))
+        if address:
+            segments += struct.pack("<8I", 1, at + len(body), address, address, len(data), len(data), 7, 1)
+        body += content
+    header = b"\x7fELF\x01\x01\x01" + bytes(9)
+    header += struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, 0, 52, at + len(body), 0, 52, 32, len(sections), 40,
+                          len(headers), len(headers) - 1)  # fmt: skip
+    return header + segments + body + b"".join(headers)
+
+
+def sections32(moved: int, build_id: bytes = b"same") -> dict[str, tuple[int, bytes]]:
+    """Return the sections of a kernel that runs MOVED bytes from where it was linked for."""
+    text, data = LOW + moved, LOW + moved + 0x1000
+    code = bytearray(b"\xcc" * 0x200)
+    keys = b""
+    for i in range(80):
+        site, target = text + 0x40 + 5 * (i % 8), text + 0x80
+        code[site - text : site - text + 5] = b"\x3e\x8d\x74\x26\0"
+        place = data + 12 + 12 * i
+        keys += relative(place, site) + relative(place + 4, target) + relative(place + 8, data + 0xC00 | 1)
+    rodata = b"not a table!" + keys
+    faults = relative(data + 0x900, text + 0x44) + relative(data + 0x904, text + 0x50) + b"\3\0\0\0"
+    return {
+        ".text": (text, bytes(code)),
+        ".rodata": (data, rodata.ljust(0x800, b"\xff")),
+        ".data": (data + 0xC00, struct.pack("<iI", 1, 1)),
+        "__ex_table": (data + 0x900, faults),
+        "__bug_table": (data + 0xA00, struct.pack("<IIHH", text + 0x48, data, 7, 9)),
+        ".notes": (data + 0xB00, struct.pack("<III", 4, 4, 3) + b"GNU\0" + build_id),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("moved", [0, 0x1200000])
+def test_tables_of_a_32_bit_kernel_that_does_not_list_them(moved: int, tmp_path: Path) -> None:
+    (tmp_path / "vmlinux").write_bytes(elf32(sections32(0)))
+    (tmp_path / "memory").write_bytes(elf32(sections32(moved)))
+    (tmp_path / "kallsyms").write_text(
+        "\n".join(f"{int(line[:8], 16) + moved:08x}{line[8:]}" for line in LISTED.splitlines())
+    )
+    kernel = Kernel.saved(tmp_path / "kallsyms", Elf(tmp_path / "memory"), image=tmp_path / "vmlinux")
+    text, data = LOW + moved, LOW + moved + 0x1000
+    assert (kernel.arch.name, kernel.function("first").size) == ("i386", 0x40)
+    assert kernel.fixups(text, text + 0x100) == [Fixup(text + 0x44, text + 0x50, 3)]
+    assert kernel.bugs(text, text + 0x100) == [Bug(text + 0x48, data, 7, 9)]
+    assert len(kernel.static_keys(text, text + 0x100)) == 80
+    key = StaticKey(text + 0x40, text + 0x80, data + 0xC00, branch=True, jumps=False)
+    assert kernel.static_keys(text, text + 0x45) == [key] * 10
+    assert not kernel.orc(text, text + 0x100)
+    assert not kernel.static_calls(text, text + 0x100)
+
+
+def test_a_vmlinux_of_another_kernel(tmp_path: Path) -> None:
+    (tmp_path / "vmlinux").write_bytes(elf32(sections32(0, b"else")))
+    (tmp_path / "memory").write_bytes(elf32(sections32(0)))
+    (tmp_path / "kallsyms").write_text(LISTED)
+    kernel = Kernel.saved(tmp_path / "kallsyms", Elf(tmp_path / "memory"), image=tmp_path / "vmlinux")
+    with pytest.raises(ImageError, match="not the image of the running kernel: their build IDs differ"):
+        kernel.fixups(LOW, LOW + 0x100)
+
+
+def test_tables_that_nobody_tells(tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(elf32(sections32(0)))
+    with pytest.raises(ImageError, match="vmlinux or vmlinuz is needed"):
+        Kernel(Symbols(LISTED), Elf(tmp_path / "memory")).bugs(LOW, LOW + 0x100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dynamos_ng.arch import Kind
+from dynamos_ng.arch.i386 import ARCH as I386
 from dynamos_ng.arch.x86_64 import ARCH
 
 AT = 0xFFFFFFFF81000000
@@ -60,7 +61,6 @@ def test_kind_and_target(code: str, kind: Kind, target: int | None) -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("c2 08 00", "drops arguments"),  # ret $8
         ("cb", "far return"),  # lret
         ("48 cf", "interrupt"),  # iretq
         ("0f 34", "elsewhere"),  # sysenter
@@ -92,3 +92,41 @@ def test_ud1_is_decoded_whole_or_refused() -> None:
 def test_bytes_that_are_no_instruction_end_the_decoding() -> None:
     decoded, covered = ARCH.decode(bytes.fromhex("90 06 90"), AT)  # nop; push %es: not in 64-bit code
     assert (len(decoded), covered) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "target", "detail"),
+    [
+        ("e8 00 01 00 00", Kind.CALL, 0xC1000105, ""),  # call
+        ("e9 00 00 00 50", Kind.JUMP, 0x11000005, ""),  # jmp: addresses wrap at 4 GiB
+        ("e3 05", Kind.LOOP, 0xC1000007, "jecxz"),
+        ("67 e3 05", Kind.LOOP, 0xC1000008, "jcxz"),
+        ("67 e2 fd", Kind.LOOP, 0xC1000000, "addr16 loop"),
+        ("c3", Kind.RETURN, None, ""),  # ret
+        ("c2 04 00", Kind.RETURN, None, "ret $4"),
+        ("ff e0", Kind.JUMP_INDIRECT, None, "eax"),  # jmp *%eax
+        ("ff 25 10 00 00 00", Kind.JUMP_INDIRECT, None, ""),  # jmp *0x10: absolute, not relative
+        ("8b 05 10 00 00 00", Kind.PLAIN, None, ""),  # mov 0x10,%eax
+        ("40", Kind.PLAIN, None, ""),  # inc %eax: a prefix in 64-bit code
+        ("41 e9 00 00 00 00", Kind.PLAIN, None, ""),  # inc %ecx, then a jmp
+        ("90", Kind.NOP, None, ""),  # nop
+        ("89 f6", Kind.NOP, None, ""),  # mov %esi,%esi
+        ("8d 76 00", Kind.NOP, None, ""),  # lea 0x0(%esi),%esi
+        ("3e 8d 74 26 00", Kind.NOP, None, ""),  # the kernel's nop of five bytes
+        ("8d b4 26 00 00 00 00", Kind.NOP, None, ""),  # lea 0x0(%esi,%eiz,1),%esi
+        ("8d 76 04", Kind.PLAIN, None, ""),  # lea 0x4(%esi),%esi
+        ("8d 74 0e 00", Kind.PLAIN, None, ""),  # lea 0x0(%esi,%ecx,1),%esi
+        ("cd 80", Kind.SYSTEM, None, ""),  # int $0x80
+        ("9a 00 00 00 00 90 00", Kind.REFUSED, None, "a far call"),
+        ("ea 00 00 00 00 60 00", Kind.REFUSED, None, "a far jump"),
+    ],
+)
+def test_32_bit_kind_and_target(code: str, kind: Kind, target: int | None, detail: str) -> None:
+    decoded, _covered = I386.decode(bytes.fromhex(code), 0xC1000000)
+    assert (decoded[0].kind, decoded[0].target, decoded[0].detail) == (kind, target, detail)
+
+
+def test_a_function_that_only_tells_its_return_address() -> None:
+    code = {0: bytes.fromhex("8b1c24c3"), 4: bytes.fromhex("8b0424c3"), 8: bytes.fromhex("8b5c24c3")}
+    found = [I386.program_counter(lambda address, size: code[address][:size], at) for at in code]
+    assert found == ["ebx", "eax", ""]

@@ -147,10 +147,11 @@ u64 pairs(u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
 
 u64 strings(u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
 {
-	char here[64];
+	char here[64], *to = here;
+	u8 *from = text;
 	u64 i, n = 0, n2 = sizeof(text);
 
-	asm volatile("rep movsb" : : "D"(here), "S"(text), "c"(n2) : "memory");
+	asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n2) : : "memory");
 	for (i = 0; here[i]; i++)
 		if ((u8)here[i] % (1 + a % 9) == b % 3)
 			n += i * (c | 1);

@@ -1,0 +1,60 @@
+"""A vmlinux is unpacked from a kernel image, however it is packed."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dynamos_ng.errors import ImageError
+from dynamos_ng.vmlinuz import unpack
+
+VMLINUX = b"\x7fELF" + bytes(range(256)) * 64
+
+
+def zstd(data: bytes) -> bytes:
+    return subprocess.run(["zstd", "-cq"], input=data, capture_output=True, check=True).stdout
+
+
+def image(payload: bytes) -> bytes:
+    """Return a kernel image with one sector of setup code, and the payload 64 bytes behind it."""
+    header = bytearray(1024)
+    header[0x1F1] = 1
+    header[0x202:0x206] = b"HdrS"
+    struct.pack_into("<II", header, 0x248, 64, len(payload))
+    return bytes(header) + bytes(64) + payload + b"rest of the file"
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, gzip.compress, zstd])
+def test_every_packing_gives_the_same(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(image(pack(VMLINUX) + struct.pack("<I", len(VMLINUX))))
+    assert unpack(path) == VMLINUX
+
+
+def test_a_vmlinux_is_its_own_content(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(VMLINUX)
+    assert unpack(path) == VMLINUX
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"MZ" + bytes(2000), "neither a kernel image for x86 nor an ELF file"),
+        (image(b"\x02!L\x18" + bytes(100)), r"packed in a way that is not known \(02 21 4c 18\)"),
+        (image(lzma.compress(b"no ELF file")), "no vmlinux inside"),
+        (image(lzma.compress(VMLINUX)[:40]), "cut off"),
+        (image(gzip.compress(VMLINUX)[:30] + bytes(100)), "invalid|no vmlinux|incorrect"),
+    ],
+)
+def test_what_is_no_image_is_named(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=words):
+        unpack(path)
