@@ -10,14 +10,16 @@ import re
 import shutil
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from dynamos_ng.errors import LabError, UsageError
+from dynamos_ng.errors import ImageError, LabError, UsageError
 from dynamos_ng.lab import machine, root
 from dynamos_ng.memory import Kcore
 
 _KERNEL = re.compile(r"^ *([0-9a-f]+)-([0-9a-f]+) : Kernel (?:code|rodata|data|bss)$", re.MULTILINE)
 _SECONDS = 300.0
+_BLOCK = 1 << 21
 
 
 def ensure(arch: str = "x86_64") -> Path:
@@ -55,15 +57,23 @@ def _in_guest(out: Path) -> None:
     (out / "blacklist").write_text(Path("/sys/kernel/debug/kprobes/blacklist").read_text())
     areas = [tuple(int(end, 16) for end in area) for area in _KERNEL.findall(Path("/proc/iomem").read_text())]
     text = re.search(r"^([0-9a-f]+) \w _text$", symbols, re.MULTILINE)
+    areas.sort()
     if not areas or text is None:
         raise LabError("/proc/iomem or /proc/kallsyms does not tell where the kernel lies")
     moved = int(text[1], 16) - areas[0][0]
     kcore = Kcore()
-    segments = [(start + moved, kcore.read(start + moved, end + 1 - start)) for start, end in areas]
+    start, end = areas[0][0] + moved, areas[-1][1] + 1 + moved
+    segments: list[tuple[int, bytearray]] = []
+    for at in range(start, end, _BLOCK):
+        with suppress(ImageError, OSError):  # a freed part of the kernel
+            data = kcore.read(at, min(_BLOCK, end - at))
+            if not segments or segments[-1][0] + len(segments[-1][1]) != at:
+                segments.append((at, bytearray()))
+            segments[-1][1].extend(data)
     (out / "image.elf").write_bytes(elf(segments, len(text[1]) // 2))
 
 
-def elf(segments: Sequence[tuple[int, bytes]], word: int) -> bytes:
+def elf(segments: Sequence[tuple[int, bytes | bytearray]], word: int) -> bytes:
     """Return an ELF file for addresses of WORD bytes that holds segments (address, bytes) of memory."""
     if word == 8:
         start, header, program = bytes((2, 1, 1)), "<HHIQQQIHHHHHH", "<IIQQQQQQ"
