@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Survey the kernel that was asked for; returns 0."""
-    kernel = _kernel(options)
+    kernel = opened(options)
     if options.why:
         _show(options, survey.why(kernel, options.why), _why)
         return 0
@@ -46,7 +46,8 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def _kernel(options: argparse.Namespace) -> Kernel:
+def opened(options: argparse.Namespace) -> Kernel:
+    """Return the kernel that the options name."""
     if options.image is None:
         if options.kallsyms or options.blacklist or options.vmlinux:
             raise UsageError("survey: --kallsyms, --blacklist and --vmlinux belong to --image")
