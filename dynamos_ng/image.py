@@ -236,6 +236,8 @@ class Kernel:
 
     @cached_property
     def _return_thunks(self) -> frozenset[int]:
+        if not self.arch.return_thunks:
+            return frozenset()
         found: set[int] = set()
         for name in self.symbols.like("return_thunk"):
             if name.endswith("return_thunk"):

@@ -68,8 +68,9 @@ class Arch(ABC):
     """An architecture: its sizes, its fixed instructions, and the text of what is generated for it.
 
     `idle` holds the forms of a ftrace site that nobody uses, `endbr` those of an entry of indirect branches.
-    `relocations` gives name, width in bytes and whether relative to the place, by ELF type. Registers that a C
-    function does not care about come first choice first: at its entry, when it returns, when it jumps to another.
+    `relocations` gives name, width in bytes and whether relative to the place, by ELF type; `return_thunks` says whether
+    its kernels may replace returns by jumps. Registers that a C function does not care about come first choice first: at
+    its entry, when it returns, when it jumps to another.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Arch(ABC):
     endbr: tuple[bytes, ...]
     relocations: Mapping[int, tuple[str, int, bool]]
     bugs_relative: bool
+    return_thunks: bool
     free_at_entry: tuple[str, ...]
     free_at_return: tuple[str, ...]
     free_at_tail: tuple[str, ...]

@@ -71,6 +71,7 @@ ARCH = _I386(
         4: ("R_386_PLT32", 4, True),
     },
     bugs_relative=False,
+    return_thunks=False,
     free_at_entry=(),
     free_at_return=("ecx",),
     free_at_tail=(),

@@ -63,6 +63,7 @@ ARCH = _X8664(
         24: ("R_X86_64_PC64", 8, True),
     },
     bugs_relative=True,
+    return_thunks=True,
     free_at_entry=("r10",),
     free_at_return=("r11",),
     free_at_tail=("r11", "r10"),

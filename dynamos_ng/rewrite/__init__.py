@@ -7,7 +7,7 @@
     text = generate(
         [Redirect(original, {2: "pipe_read_v2"})],     # edition number -> function in the objects
         [Object(path.read_bytes(), path.name)],        # compiled by kbuild from the author's C
-        Constants(current=…, tgid=…),                  # offset of current from %gs, of tgid in a task
+        Constants(current=…, tgid=…),                  # offset of current in per-CPU memory, of tgid in a task
         resolve,                                       # name -> address, or None: the loader's affair
     )
 
