@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dynamos_ng.errors import ImageError
 
 KALLSYMS = Path("/proc/kallsyms")
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(NamedTuple):
     """A line of kallsyms."""
 
     name: str

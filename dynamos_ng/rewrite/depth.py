@@ -23,6 +23,10 @@ _STACK = ("%rsp", "%esp", "%sp", "%spl")
 _FRAME = ("%rbp", "%ebp", "%bp", "%bpl")
 
 
+#: Instructions that use the stack pointer without naming it; all others but branches name it or a frame pointer.
+_IMPLICIT = ("push", "pop", "leave", "enter")
+
+
 class _State(NamedTuple):
     """Bytes from the stack pointer, and from the frame pointer, up to where the stack was at entry; None: not
     known."""
@@ -96,6 +100,8 @@ def _opcode(code: bytes, word: int) -> tuple[int, int]:
 
 def _aligns(instruction: Instruction, word: int) -> bool:
     """Return whether an instruction aligns the stack pointer."""
+    if "sp" not in instruction.text:
+        return False
     at, rex = _opcode(instruction.code, word)
     return instruction.code[at : at + 2] in (b"\x83\xe4", b"\x81\xe4") and not rex & 1
 
@@ -119,6 +125,8 @@ def _step(instruction: Instruction, state: _State, word: int, realigned: Mapping
     """Return the state after an instruction."""
     stack, frame = state
     code, text = instruction.code, instruction.text
+    if instruction.kind is Kind.PLAIN and "sp" not in text and "bp" not in text and not text.startswith(_IMPLICIT):
+        return state
     if instruction.kind is Kind.CALL and instruction.target == instruction.end:
         return _State(None if stack is None else stack + word, frame)
     at, rex = _opcode(code, word)

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 
 from dynamos_ng.arch import Arch, Instruction
 
-_HEX = [f"{value:#04x}" for value in range(256)]
 _THUNK_REGISTER = re.compile(r"__x86_indirect\w*_thunk_([re]\w+)$")
 
 
 def data(code: bytes) -> str:
     """Return a `.byte` directive."""
-    return "\t.byte " + ",".join([_HEX[value] for value in code])
+    return "\t.byte 0x" + code.hex(",").replace(",", ",0x")
 
 
 def plain(instruction: Instruction) -> str:
