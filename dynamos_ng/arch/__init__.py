@@ -68,9 +68,9 @@ class Arch(ABC):
     """An architecture: its sizes, its fixed instructions, and the text of what is generated for it.
 
     `idle` holds the forms of a ftrace site that nobody uses, `endbr` those of an entry of indirect branches.
-    `relocations` gives name, width in bytes and whether relative to the place, by ELF type; `return_thunks` says whether
-    its kernels may replace returns by jumps. Registers that a C function does not care about come first choice first: at
-    its entry, when it returns, when it jumps to another.
+    `relocations` gives name, width in bytes and whether relative to the place, by ELF type; `return_thunks` says
+    whether its kernels may replace returns by jumps. Registers that a C function does not care about come first choice
+    first: at its entry, when it returns, when it jumps to another.
     """
 
     name: str
