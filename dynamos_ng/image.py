@@ -90,6 +90,8 @@ class Kernel:
         """Take VMLINUX, which is asked for if kallsyms does not list data symbols, to find the kernel's tables."""
         self.symbols = symbols
         self._source = source
+        self._containing: dict[int, Symbol | None] = {}
+        self._names: dict[int, tuple[str, ...]] = {}
         self._open_vmlinux = vmlinux
         self._blacklist_text = blacklist
         arch = known.by_word(symbols.word)
@@ -153,15 +155,17 @@ class Kernel:
 
     def containing(self, address: int) -> Symbol | None:
         """Return the symbol that ADDRESS lies in, preferring code symbols among aliases."""
-        found, end = self.symbols.around(address)
-        if not found:
-            return None
-        best = next((symbol for symbol in found if symbol.type in "tTwW"), found[0])
-        return Symbol(best.name, best.address, end - best.address, best.module)
+        if address not in self._containing:
+            found, end = self.symbols.around(address)
+            best = next((symbol for symbol in found if symbol.type in "tTwW"), found[0] if found else None)
+            self._containing[address] = best and Symbol(best.name, best.address, end - best.address, best.module)
+        return self._containing[address]
 
     def names(self, address: int) -> tuple[str, ...]:
         """Return all symbols that stand exactly at ADDRESS."""
-        return tuple(symbol.name for symbol in self.symbols.at(address))
+        if address not in self._names:
+            self._names[address] = tuple(symbol.name for symbol in self.symbols.at(address))
+        return self._names[address]
 
     def _address(self, name: str) -> int:
         address = self.symbols.address(name)

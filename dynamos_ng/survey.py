@@ -334,7 +334,7 @@ def _chunks(kernel: Kernel, functions: Sequence[Symbol], processes: int) -> Iter
             yield from map(_look_at, starts)
             return
         gc.freeze()
-        with multiprocessing.get_context("fork").Pool(processes) as pool:
+        with multiprocessing.get_context("fork").Pool(processes, gc.disable) as pool:
             yield from pool.imap(_look_at, starts, chunksize=4)
             pool.close()
             pool.join()

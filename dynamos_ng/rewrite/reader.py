@@ -95,7 +95,7 @@ def read(kernel: Kernel, symbol: Symbol) -> Body:
         targets += [fixup.fixup for fixup in kernel.fixups(part.address, part.end)]
         if part.runs_on:
             targets.append(part.limit)
-        for target in targets:
+        for target in dict.fromkeys(targets):
             if any(known.address <= target < known.limit for known in parts):
                 continue
             other = kernel.containing(target)
