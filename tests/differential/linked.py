@@ -33,6 +33,7 @@ COUNTING = re.compile(
     r"(mov\s+\(%rip\),%r1[01]|mov\s+0x[0-9a-f]+,%e..|(inc[lq]|add[lq]|adc[lq]).*%[gf]s:.*|(push|pop)[lqf]*\s*(%\w+)?|lfence)\s*"
 )
 NUMBER = re.compile(r"0x[0-9a-f]+")
+SIGNED = re.compile(r"-?0x[0-9a-f]+")
 
 
 class Line(NamedTuple):
@@ -323,8 +324,9 @@ class Clone:
         table = self.tables[old.address]
         kernel, word = self.linked.kernel, self.linked.arch.word
         mask = (1 << 8 * word) - 1
-        places = [old.refers if old.refers is not None else int(NUMBER.findall(old.text)[0], 16),
-                  new.refers if new.refers is not None else int(NUMBER.findall(new.text)[0], 16)]  # fmt: skip
+        places = [
+            int(SIGNED.findall(line.text)[0], 16) & mask if line.refers is None else line.refers for line in (old, new)
+        ]
         for n in range(len(table.targets)):
             entries = [
                 int.from_bytes(read(place + n * table.width, table.width), "little", signed=True)
