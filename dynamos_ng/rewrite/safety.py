@@ -134,9 +134,9 @@ def check_instructions(body: Body, user: bool = False) -> None:
             if instruction.kind is Kind.BREAKPOINT and reached:
                 raise Refusal(
                     body.name,
-                    "a breakpoint that can be reached: a kprobe inside the function",
+                    "a breakpoint that can be reached: a kprobe, or padding behind a call that never returns",
                     address=instruction.address,
-                    remedy="see /sys/kernel/debug/kprobes/list and remove it",
+                    remedy="if /sys/kernel/debug/kprobes/list shows one there, remove it",
                 )
             before = instruction
         if before is not None and part.runs_on and not body.begins(part.limit):
