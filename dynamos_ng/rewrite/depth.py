@@ -9,6 +9,7 @@ says.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from dynamos_ng.arch import DIRECT, ENDING, Arch, Instruction, Kind
@@ -40,8 +41,13 @@ def depths(body: Body, arch: Arch, leads: Mapping[int, Sequence[int]]) -> dict[i
 
     LEADS holds where an instruction may lead besides its own target: static keys, exceptions, indirection tables.
     """
-    following = {one.address: two.address for part in body.parts
-                 for one, two in zip(part.instructions, part.instructions[1:], strict=False)}  # fmt: skip
+    following: dict[int, int] = {}
+    quiet: set[int] = set()  # most of the code: it leads nowhere but to the next, and leaves the stack alone
+    for part in body.parts:
+        for one, two in pairwise(part.instructions):
+            following[one.address] = two.address
+            if one.kind is Kind.PLAIN and not _touches(one.text) and "sp" not in two.text and one.address not in leads:
+                quiet.add(one.address)
     for part in body.parts:
         if part.instructions and body.begins(part.limit):
             following.setdefault(part.instructions[-1].address, part.limit)
@@ -74,6 +80,9 @@ def depths(body: Body, arch: Arch, leads: Mapping[int, Sequence[int]]) -> dict[i
             if state == known:
                 continue
         found[address] = state
+        if address in quiet:
+            certain.append((following[address], state))
+            continue
         instruction = instructions[address]
         after = _step(instruction, state, arch.word, realigned)
         if address in following and _aligns(instructions[following[address]], arch.word):
@@ -96,6 +105,11 @@ def _opcode(code: bytes, word: int) -> tuple[int, int]:
     while at < len(code) - 1 and code[at] in _LEGACY:
         at += 1
     return (at + 1, code[at]) if word == 8 and 0x40 <= code[at] < 0x50 else (at, 0)
+
+
+def _touches(text: str) -> bool:
+    """Return whether an instruction that is no branch may use the stack pointer or a frame pointer."""
+    return "sp" in text or "bp" in text or text.startswith(_IMPLICIT)
 
 
 def _aligns(instruction: Instruction, word: int) -> bool:
@@ -125,8 +139,6 @@ def _step(instruction: Instruction, state: _State, word: int, realigned: Mapping
     """Return the state after an instruction."""
     stack, frame = state
     code, text = instruction.code, instruction.text
-    if instruction.kind is Kind.PLAIN and "sp" not in text and "bp" not in text and not text.startswith(_IMPLICIT):
-        return state
     if instruction.kind is Kind.CALL and instruction.target == instruction.end:
         return _State(None if stack is None else stack + word, frame)
     at, rex = _opcode(code, word)
