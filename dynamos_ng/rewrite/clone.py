@@ -326,7 +326,8 @@ class _Clone:
         if kind is Kind.CALL:
             if not inner and (register := original.ways[target].learns):
                 return [f"\tmov ${instruction.end:#x}, %{register}\t# {instruction.text}"]
-            return [f"\tcall {edition.label(target) if inner else original.ways[target].operand}"]
+            # A subroutine inside runs in the original: its return is none of the clone's.
+            return [f"\tcall {f'{target:#x}' if inner else original.ways[target].operand}"]
         if inner:
             destination = edition.label(target)
         else:

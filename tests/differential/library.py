@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class _Extent:
         return self.start <= address < self.end
 
 
-def _section(unit: ELFFile, name: str) -> Any:
+def section(unit: ELFFile, name: str) -> Any:
     found = unit.get_section_by_name(name)
     assert found is not None, f"no {name}"
     return found
@@ -70,10 +71,10 @@ class Library:
             self._plt = [self._extent(section) for section in code if section.name in _PLT]
             self._text = [self._extent(s) for s in code if s.name not in (*_PLT, ".init", ".fini")]
             names: dict[int, list[tuple[str, int]]] = {}
-            for symbol in _section(unit, ".dynsym").iter_symbols():
+            for symbol in section(unit, ".dynsym").iter_symbols():
                 if symbol["st_info"]["type"] in ("STT_FUNC", "STT_LOOS") and symbol["st_value"]:
                     names.setdefault(symbol["st_value"] + self.base, []).append((symbol.name, symbol["st_size"]))
-            table = _section(unit, ".eh_frame_hdr")["sh_addr"]
+            table = section(unit, ".eh_frame_hdr")["sh_addr"]
         self._lay_out(dict(self._unwound(table)), names)
         self._find_branches()
 
@@ -121,32 +122,40 @@ class Library:
     def _find_branches(self) -> None:
         """Find who branches where, and with it functions that are called and nothing else, and cold parts."""
         self._entered: dict[int, set[int]] = {}
-        self._wanted: set[int] = set()
-        for part in self._text:
-            inside = [(start, self.symbols[start].end) for start in self._starts if start in part]
-            ends = [part.start, *(end for _start, end in inside)]
-            starts = [*(start for start, _end in inside), part.end]
-            gaps = [gap for gap in zip(ends, starts, strict=True) if gap[0] < gap[1]]
-            for start, end in inside + gaps:
-                self._follow(start, end)
-            called = [target for target in sorted(self._wanted) if any(start <= target < end for start, end in gaps)]
-            for start in called:
-                end = min(place for place in (*called, *starts) if place > start)
-                self._names[start] = (f"sub_{start - self.base:x}",)
-                self.symbols[start] = Symbol(self._names[start][0], start, end - start)
-                self._follow(start, end)
+        self._called: set[int] = set()
+        self._pointed: set[int] = set()
+        for start in self._starts:
+            self._follow(start, self.symbols[start].end)
+        for start, end in list(self._gaps()):
+            before: list[int] = []
+            while (called := sorted(target for target in self._called if start <= target < end)) != before:
+                for target, following in pairwise((*called, end)):
+                    self._follow(target, following)
+                before = called
+            for target, following in pairwise((*called, end)):
+                self._names[target] = (f"sub_{target - self.base:x}",)
+                self.symbols[target] = Symbol(self._names[target][0], target, following - target)
         self._starts = sorted(self.symbols)
+        for start, end in list(self._gaps()):
+            self._follow(start, end, known=False)
         self._find_cold()
 
-    def _follow(self, start: int, end: int) -> None:
+    def _gaps(self) -> Iterator[tuple[int, int]]:
+        for part in self._text:
+            inside = [start for start in self._starts if start in part]
+            ends = [part.start, *(self.symbols[start].end for start in inside)]
+            yield from (gap for gap in zip(ends, [*inside, part.end], strict=True) if gap[0] < gap[1])
+
+    def _follow(self, start: int, end: int, known: bool = True) -> None:
+        """Note where code leads; what is not KNOWN for code may be data, which calls nothing."""
         for instruction in self.arch.decode(self.read(start, end - start), start)[0]:
             target = instruction.target
             if target is None or start < target < end or not self.in_text(target):
                 continue
             if instruction.kind in DIRECT and instruction.kind is not Kind.CALL:
                 self._entered.setdefault(target, set()).add(start)
-            else:
-                self._wanted.add(target)
+            elif known:
+                (self._called if instruction.kind is Kind.CALL else self._pointed).add(target)
 
     def _find_cold(self) -> None:
         """Name the parts that one function branches into, that branch back into it, and that nobody calls."""
@@ -157,7 +166,7 @@ class Library:
         self.cold: set[int] = set()
         for start, sources in branchers.items():
             main = self.symbols.get(min(sources, default=0))
-            if len(sources) > 1 or main is None or start in self._wanted or main.address in self.cold:
+            if len(sources) > 1 or main is None or start in self._called | self._pointed or main.address in self.cold:
                 continue
             back = any(main.address < target < main.end and start in by for target, by in self._entered.items())
             if back and self._names[start][0].startswith("sub_"):
@@ -241,12 +250,12 @@ class Cloned:
     end: int
 
 
-def clone(path: Path, folder: Path, first: int = USE) -> Cloned:
-    """Clone all functions of a library that can be; write FOLDER/NAME.image. Use counters begin at FIRST."""
+def clone(path: Path, folder: Path, first: int = USE, step: int = 1) -> Cloned:
+    """Clone each STEPth function of a library that can be; write FOLDER/NAME.image. Use counters begin at FIRST."""
     library = Library(path)
     originals: list[Original] = []
     refused: Counter[str] = Counter()
-    functions = library.functions()
+    functions = library.functions()[::step]
     for symbol in functions:
         try:
             originals.append(examine(library, symbol))
@@ -347,13 +356,18 @@ class _Image:
         return header + trampolines + places + bytes(self.bytes)
 
 
+def headers() -> str:
+    """Return where the kernel's headers for programs are; they serve both word sizes."""
+    asked = subprocess.run(["gcc", "-print-multiarch"], capture_output=True, text=True, check=True)
+    return f"/usr/include/{asked.stdout.strip()}"
+
+
 def agent(folder: Path, bits: int) -> Path:
     """Compile the agent for programs of so many bits."""
     output = folder / "agent.so"
-    headers = subprocess.run(["gcc", "-print-multiarch"], capture_output=True, text=True, check=True).stdout.strip()
     subprocess.run(
         ["gcc", f"-m{bits}", "-shared", "-fPIC", "-nostdlib", "-O2", "-fno-stack-protector", "-fvisibility=hidden",
-         "-isystem", f"/usr/include/{headers}", f"-DCURRENT={CURRENT}", f"-DTGID={TGID}", f"-DTASK={TASK}",
+         "-isystem", headers(), f"-DCURRENT={CURRENT}", f"-DTGID={TGID}", f"-DTASK={TASK}",
          "-o", str(output), str(HERE / "sources/agent.c")], check=True)  # fmt: skip
     return output
 

@@ -80,8 +80,8 @@ class World:
 
 
 @pytest.fixture(scope="module", params=[arch.name for arch in known.ALL])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Clone the libraries of an architecture's root, two at a time."""
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, thorough: bool) -> World:
+    """Clone the libraries of an architecture's root, two at a time; of the largest half, if time is short."""
     arch = next(arch for arch in known.ALL if arch.name == request.param)
     tree = root.ensure(arch.name).tree
     folder = tmp_path_factory.mktemp(arch.name)
@@ -91,8 +91,9 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     (files,) = tree.glob("usr/lib/*-linux-gnu")
     paths = [files / name for name in LIBRARIES]
     firsts = [library.USE + 16 * SHARE * number for number in range(len(paths))]
+    steps = [1 if thorough or name != "libcrypto.so.3" else 2 for name in LIBRARIES]
     with ProcessPoolExecutor(2) as pool:
-        cloned = tuple(pool.map(library.clone, paths, [folder] * len(paths), firsts))
+        cloned = tuple(pool.map(library.clone, paths, [folder] * len(paths), firsts, steps))
     return World(tree, folder, cloned)
 
 
@@ -112,7 +113,7 @@ def test_libraries_return_what_they_returned(world: World, thorough: bool) -> No
     assert not differing, f"{len(differing)} results differ, the first: {differing[0]}"
     uses = world.uses()
     entered = [name for name, (begin, _, end, _) in uses.items() if end > begin]
-    assert len(entered) > 1_500, f"only {len(entered)} clones were entered"
+    assert len(entered) > 1_000, f"only {len(entered)} clones were entered"
     assert {name.split()[0] for name in entered} == set(LIBRARIES)
     # The dynamic linker leaves a failed look-up by longjmp, and the functions on the way with it.
     jumped = uses["libc.so.6 _dl_signal_exception"][2]
