@@ -172,6 +172,12 @@ def test_the_command_line_gives_the_status_and_the_output(tmp_path: Path) -> Non
     assert (done.returncode, done.stdout) == (7, "1\n")
 
 
+def test_a_guest_may_have_32_bits() -> None:
+    program = "import platform, sys; print(platform.machine(), sys.maxsize)"
+    done = cli("run", "--arch", "i386", "--", "python3", "-c", program)
+    assert (done.returncode, done.stdout) == (0, f"i686 {2**31 - 1}\n")
+
+
 def test_the_command_line_tells_a_timeout() -> None:
     done = cli("run", "--timeout", "2", "--", "sleep", "1000")
     assert done.returncode == 124
@@ -184,6 +190,8 @@ def test_the_command_line_tells_a_timeout() -> None:
         (["run"], "lab run: no command given"),
         (["run", "--out", "/no/such", "true"], "/no/such: not a folder"),
         (["shell"], "lab shell: needs a terminal"),
+        (["save-image", "/tmp"], "/tmp: is there already"),
+        (["save-image", "/no/such/folder"], "/no/such/folder: No such file or directory"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_booted(arguments: list[str], message: str) -> None:
