@@ -26,6 +26,7 @@ CHECKOUT = Path(__file__).parents[1]
 LAB = {
     "qemu-system-x86_64": "qemu-system-x86",
     "mmdebstrap": "mmdebstrap",
+    "arch-test": "arch-test",
     "mke2fs": "e2fsprogs",
     "modprobe": "kmod",
     "mount": "mount",
