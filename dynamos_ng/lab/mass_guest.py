@@ -33,7 +33,7 @@ from dynamos_ng.rewrite.clone import examine
 STOP_SECONDS = 30.0
 DRAIN_SECONDS = 240.0
 #: Short looks at what the kernel does, for the tracer's buffer holds less than a second of it.
-LOOKS = 12
+LOOKS = 8
 LOOK_SECONDS = 0.05
 BUFFER_KB = 200
 #: One in so many is chosen among functions that the load was not seen to call.
@@ -70,6 +70,8 @@ def busy(seed: int) -> Counter[str]:
     (trace / "tracing_on").write_text("0")
     (trace / "options/context-info").write_text("0")
     (trace / "buffer_size_kb").write_text(str(BUFFER_KB))
+    # Switched on and off while little runs: it rewrites every function's entry, and an emulated CPU that is kept busy
+    # meanwhile has been seen to meet the same breakpoint for ever.
     (trace / "current_tracer").write_text("function")
     try:
         with Load(seed) as load:

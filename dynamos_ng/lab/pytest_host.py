@@ -114,6 +114,7 @@ class Boot:
             f"--tb={option.tbstyle}", *(["--showlocals"] if option.showlocals else []),
             *["-v"] * option.verbose, *(["-s"] if option.capture == "no" else []),
             *(["--thorough"] if option.thorough else []),
+            *(["--thorough"] if option.thorough else []),
             *(f"/dynamos/{file}" for file in files),
         ]  # fmt: skip
         show = (lambda text: os.write(1, text.encode())) if option.capture == "no" else None

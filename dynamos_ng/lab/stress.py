@@ -22,9 +22,9 @@ from pathlib import Path
 
 from dynamos_ng.demo.load import Pipes, fork, reap
 
-#: What memory a worker under pressure may have, and what it reads meanwhile, which is more.
-PRESSURE_BYTES = 24 << 20
-READ_BYTES = 64 << 20
+#: What memory a worker under pressure may have, and what it reads of the disk in a round: after some it has to give back.
+PRESSURE_BYTES = 64 << 20
+READ_BYTES = 8 << 20
 CGROUPS = Path("/tmp/dynamos-cgroup")
 #: How long a worker may take for its last round.
 PATIENCE = 120.0
@@ -145,7 +145,7 @@ def _memory(dice: random.Random) -> None:
         assert memory[mmap.PAGESIZE] == 0
     done = 0
     files = sorted(Path("/usr/bin").iterdir())
-    while done < READ_BYTES // 8:
+    while done < READ_BYTES:
         path = dice.choice(files)
         if path.is_file():
             done += len(path.read_bytes()) + 4096
