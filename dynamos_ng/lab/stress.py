@@ -22,7 +22,7 @@ from pathlib import Path
 
 from dynamos_ng.demo.load import Pipes, fork, reap
 
-#: What memory a worker under pressure may have, and what it reads of the disk in a round: after some it has to give back.
+#: What memory a worker under pressure may have, and what it reads of the disk in each round.
 PRESSURE_BYTES = 64 << 20
 READ_BYTES = 8 << 20
 CGROUPS = Path("/tmp/dynamos-cgroup")
