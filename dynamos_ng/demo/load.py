@@ -22,7 +22,7 @@ BLOCK_MAX = 70_000
 REPORT = 8 + 32
 
 
-def fork(run: Callable[[], None]) -> int:
+def fork(run: Callable[[], object]) -> int:
     """Run a function in a child process and return its PID; the child never returns from here."""
     pid = os.fork()
     if pid:
@@ -42,6 +42,17 @@ def reap(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     with suppress(ChildProcessError):
         os.waitpid(pid, 0)
+
+
+@contextmanager
+def forked(*runs: Callable[[], object]) -> Iterator[list[int]]:
+    """Run each function in a process of its own and give their PIDs; those that still run are killed at the end."""
+    pids = [fork(run) for run in runs]
+    try:
+        yield pids
+    finally:
+        for pid in pids:
+            reap(pid)
 
 
 def read_exactly(fd: int, size: int) -> bytes:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from dynamos_ng import bpf, bpfmaps, probes
+from dynamos_ng.demo import load as work
 from dynamos_ng.errors import DynamosError, UsageError
 
 #: Pins of our own, so that a daemon's are left alone.
@@ -51,22 +52,6 @@ def maps(classification: None) -> Iterator[bpfmaps.Maps]:
 
 
 @contextmanager
-def forked(run: Callable[[], object]) -> Iterator[int]:
-    """Run something in a child and give its PID; it is killed at the end if it still lives."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            run()
-        finally:
-            os._exit(0)
-    try:
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-@contextmanager
 def started(*command: str) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program (with vfork) and stop it at the end."""
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
@@ -89,16 +74,10 @@ def eventually(value: Callable[[], object], wanted: object) -> bool:
 def fork_as(pid: int, run: Callable[[], object]) -> int | None:
     """Fork a child that gets this PID; None when somebody else was quicker to take it."""
     Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-    child = os.fork()
-    if child == 0:
-        try:
-            run()
-        finally:
-            os._exit(0)
+    child = work.fork(run)
     if child == pid:
         return child
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    work.reap(child)
     return None
 
 
@@ -132,7 +111,7 @@ def test_grandchild_inherits_what_its_parent_had_at_fork(maps: bpfmaps.Maps) -> 
             os._exit(0)
         os.wait()
 
-    with forked(parent):
+    with work.forked(parent):
         assert os.read(read, 2) == bytes([4, 4])
     assert maps.class_of(os.getpid()) == 3
     os.close(read)
@@ -193,7 +172,7 @@ def test_exec_by_another_thread_than_the_leader(maps: bpfmaps.Maps) -> None:
         threading.Thread(target=os.execvp, args=("sleep", ["sleep", "60"])).start()
         signal.pause()
 
-    with forked(exec_in_thread) as pid:
+    with work.forked(exec_in_thread) as (pid,):
         assert eventually(lambda: maps.class_of(pid), 10)
         assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
     assert maps.class_of(pid) == 0
@@ -204,7 +183,7 @@ def test_exec_by_another_thread_than_the_leader(maps: bpfmaps.Maps) -> None:
 
 def test_exit_clears_the_class(maps: bpfmaps.Maps) -> None:
     maps.set_class(os.getpid(), 11)
-    with forked(signal.pause) as pid:
+    with work.forked(signal.pause) as (pid,):
         assert maps.class_of(pid) == 11
         os.kill(pid, signal.SIGKILL)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
@@ -222,7 +201,7 @@ def test_the_class_outlives_the_leader_and_ends_with_the_last_thread(maps: bpfma
         threading.Thread(target=os.read, args=(read, 1)).start()
         ctypes.CDLL(None).syscall(60, 0)  # exit(2): of this thread alone
 
-    with forked(leader_exits) as pid:
+    with work.forked(leader_exits) as (pid,):
         assert eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0], "Z")
         assert maps.class_of(pid) == 12
         os.close(write)
@@ -231,7 +210,7 @@ def test_the_class_outlives_the_leader_and_ends_with_the_last_thread(maps: bpfma
 
 
 def test_a_reused_pid_never_has_the_old_class(maps: bpfmaps.Maps) -> None:
-    with forked(signal.pause) as pid:
+    with work.forked(signal.pause) as (pid,):
         pass
     for _ in range(20):
         maps.set_class(pid, 13)  # written too late: what the exit did not see
@@ -285,7 +264,7 @@ def test_another_version_replaces_the_links_without_a_gap(maps: bpfmaps.Maps, mo
     def fork_all_the_time() -> None:
         maps.set_class(os.getpid(), 14)
         while not stop.is_set():
-            with forked(lambda: os._exit(int(maps.class_of(os.getpid()) != 14))) as pid:
+            with work.forked(lambda: os._exit(int(maps.class_of(os.getpid()) != 14))) as (pid,):
                 agreed.append(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT).si_status == 0)  # type: ignore[union-attr]
 
     thread = threading.Thread(target=fork_all_the_time)
@@ -303,10 +282,10 @@ def test_links_of_a_lost_policy_map_are_not_taken_over(classification: None) -> 
     (PINS / "policy").unlink()
     with bpfmaps.open_maps(directory=PINS) as maps:
         maps.set_class(os.getpid(), 15)
-        with forked(signal.pause) as pid:
+        with work.forked(signal.pause) as (pid,):
             assert maps.class_of(pid) == 0, "the old links still write elsewhere"
         assert not probes.ensure_classification(PINS)
-        with forked(signal.pause) as pid:
+        with work.forked(signal.pause) as (pid,):
             assert maps.class_of(pid) == 15
 
 
@@ -316,7 +295,7 @@ def test_without_btf_the_headers_say_where_members_are(tmp_path: Path) -> None:
         with bpfmaps.open_maps(directory=pins) as maps:
             assert not probes.ensure_classification(pins, tmp_path / "no-btf")
             maps.set_class(os.getpid(), 16)
-            with forked(signal.pause) as pid:
+            with work.forked(signal.pause) as (pid,):
                 assert maps.class_of(pid) == 16
             assert maps.class_of(pid) == 0
     finally:

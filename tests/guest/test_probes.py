@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dynamos_ng import bpf, kprobes
+from dynamos_ng.demo import load as work
 from dynamos_ng.model import CallCounts
 from dynamos_ng.probes import Probes
 
@@ -48,26 +48,6 @@ def defined_by(pid: int) -> list[str]:
     return [line for line in lines if f"calls_{pid}_" in line]
 
 
-@contextmanager
-def running(*functions: Callable[[], object]) -> Iterator[list[int]]:
-    """Run each function in a process of its own; kill them at the end."""
-    pids = []
-    for run in functions:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                run()
-            finally:
-                os._exit(0)
-        pids.append(pid)
-    try:
-        yield pids
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-
 def asleep_in(pid: int, function: str) -> bool:
     """Wait until a process sleeps in a kernel function."""
     deadline = time.monotonic() + 20
@@ -96,14 +76,7 @@ def test_calls_are_counted_exactly(probes: Probes) -> None:
 
 def test_calls_on_all_cpus_at_once_are_counted_exactly(probes: Probes) -> None:
     probes.watch(["version_proc_show"])
-    workers = []
-    for _ in range(4):
-        pid = os.fork()
-        if pid == 0:
-            read_version(500)
-            os._exit(0)
-        workers.append(pid)
-    for pid in workers:
+    for pid in [work.fork(lambda: read_version(500)) for _ in range(4)]:
         os.waitpid(pid, 0)
     assert probes.counts() == {"version_proc_show": CallCounts(2000, 2000, 0)}
 
@@ -127,7 +100,7 @@ def test_a_call_in_progress_is_counted_as_entered_and_not_returned(probes: Probe
     read, write = os.pipe()
     probes.watch(["pipe_read"])
     before = probes.counts()["pipe_read"]
-    with running(lambda: os.read(read, 1)) as (pid,):
+    with work.forked(lambda: os.read(read, 1)) as (pid,):
         assert asleep_in(pid, "pipe_read")
         inside = probes.counts()["pipe_read"]
         os.write(write, b".")
@@ -141,7 +114,7 @@ def test_a_call_in_progress_is_counted_as_entered_and_not_returned(probes: Probe
 
 def test_a_call_that_began_before_is_not_seen_to_return(probes: Probes) -> None:
     read, write = os.pipe()
-    with running(lambda: os.read(read, 1)) as (pid,):
+    with work.forked(lambda: os.read(read, 1)) as (pid,):
         assert asleep_in(pid, "pipe_read")
         probes.watch(["pipe_read"])
         os.write(write, b".")
@@ -155,7 +128,7 @@ def test_missed_returns_are_shown() -> None:
     read, write = os.pipe()
     with Probes(maxactive=1) as few:
         few.watch(["pipe_read"])
-        with running(*[lambda: os.read(read, 1)] * 3) as pids:
+        with work.forked(*[lambda: os.read(read, 1)] * 3) as pids:
             assert all(asleep_in(pid, "pipe_read") for pid in pids)
             os.write(write, b"...")
             for pid in pids:
@@ -252,7 +225,7 @@ def test_the_sampler_finds_a_busy_function_and_no_idle_one(probes: Probes) -> No
             while True:
                 zero.readinto(buffer)
 
-    with running(busy):
+    with work.forked(busy):
         probes.start_sampler()
         time.sleep(2)
         probes.stop_sampler()
@@ -292,7 +265,7 @@ def test_events_that_find_no_room_are_counted() -> None:
     with Probes() as slow:
         slow.start_events(pages=1)
         for _ in range(100):
-            with running(lambda: None):
+            with work.forked(lambda: None):
                 pass
         received = sum(event.kind in ("fork", "exit") for event in slow.events())
         assert 0 < received < 200
