@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from dynamos_ng.arch import DIRECT, Arch, Instruction, Kind
@@ -106,7 +107,7 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
         locks=frozenset(_each(body, kernel.bare_locks)),
     )
     _check_tables(original)
-    write(original, Edition("rehearsal", 1, original.state, original.entry.ftrace is None, Tables(kernel.arch)))
+    _Clone(original, Edition("rehearsal", 1, original.state, place.ftrace is None, Tables(kernel.arch))).rehearse()
     return original
 
 
@@ -237,9 +238,10 @@ class _Clone:
         self.keys = {key.address: key for key in original.keys}
         self.calls = {call.address: call for call in original.calls}
         self.state = original.state
-        self.labels = self._labelled()
 
-    def _labelled(self) -> set[int]:
+    @cached_property
+    def labels(self) -> set[int]:
+        """Return the addresses that something refers to."""
         original = self.original
         labels = set(original.unwind)
         labels.update(i.target for i in original.body.instructions if i.target in original.body.boundaries)
@@ -254,6 +256,18 @@ class _Clone:
         labels.update(original.numbers.values())
         labels.update(part.limit for part in original.body.parts if part.runs_on)
         return labels
+
+    def _stays(self, instruction: Instruction) -> bool:
+        """Return whether an instruction's bytes are the clone's."""
+        return instruction.kind in _FIXED and not instruction.field and instruction.address not in self.patched
+
+    def rehearse(self) -> None:
+        """Meet every refusal that writing would meet, without the text that nobody reads."""
+        state = self.state
+        for instruction in self.original.body.instructions:
+            state = self.original.unwind.get(instruction.address, state)
+            if not self._stays(instruction) and instruction.address != self.original.entry.ftrace:
+                self._placed(instruction, state)
 
     def lines(self) -> list[str]:
         lines: list[str] = []
@@ -270,7 +284,7 @@ class _Clone:
                         self.edition.tables.unwind(label(address), state)
                 if address == self.original.entry.ftrace:
                     continue
-                if instruction.kind in _FIXED and not instruction.field and address not in self.patched:
+                if self._stays(instruction):
                     if address in self.original.locks:
                         lines.append(writer.data(b"\xf0" + instruction.code[1:]))
                     else:
