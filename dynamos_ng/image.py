@@ -353,12 +353,16 @@ class Kernel:
             at = entry.size * order[i]
             _code, target, key = entry.unpack_from(raw, at)
             address = table + at + 8 + (key & ~3)
-            if self._fixed[0] <= address < self._fixed[1]:
+            if self.read_only(address):
                 continue
             initially = self.read(address + word, 1)[0] & 1
             branch = key & 1
             found.append(StaticKey(places[i], table + at + 4 + target, address, bool(branch), bool(initially ^ branch)))
         return found
+
+    def read_only(self, address: int) -> bool:
+        """Return whether the data at ADDRESS became read-only when the kernel had booted."""
+        return self._fixed[0] <= address < self._fixed[1]
 
     @cached_property
     def _fixed(self) -> tuple[int, int]:

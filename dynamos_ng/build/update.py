@@ -56,7 +56,9 @@ def build(folder: Path, output: Path) -> Path:
             for original, change in zip(originals, wanted.functions, strict=True)
         ]
         constants = Constants(info.current_offset, info.tgid_offset, _return_thunk(originals))
-        text = generate(redirects, objects, constants, _resolver(kernel, wanted))
+        resolve = _resolver(kernel, wanted)
+        _check_keys(kernel, objects, resolve)
+        text = generate(redirects, objects, constants, resolve)
         return Path(shutil.copy(_link(wanted, info, text, work / "module"), output))
 
 
@@ -71,6 +73,18 @@ def _compile(wanted: Description, work: Path) -> Object:
     )
     kbuild.make(work, EDITIONS)
     return Object((work / EDITIONS).read_bytes(), EDITIONS)
+
+
+def _check_keys(kernel: Kernel, objects: Iterable[Object], resolve: Callable[[str], int | None]) -> None:
+    """Refuse sources with a static branch on a key that is read-only since boot: loading them would be an oops."""
+    for item in objects:
+        for name in sorted(item.static_keys()):
+            address = resolve(name)
+            if address is not None and kernel.read_only(address):
+                raise BuildError(
+                    f"{name}: the sources branch on this static key, which is read-only since boot, and the module "
+                    "loader would write to it: use static_key_enabled(), or call the kernel's function that branches"
+                )
 
 
 def _return_thunk(originals: Iterable[Original]) -> str:

@@ -39,6 +39,17 @@ class Object:
         """Return the names of the functions it defines."""
         return tuple(s.name for s in self.elf.symbols if s.type == elf.FUNCTION and s.section != elf.UNDEFINED)
 
+    def static_keys(self) -> frozenset[str]:
+        """Return the names of the static keys that its jump labels use and that others define."""
+        entry = 8 + self.elf.arch.word
+        return frozenset(
+            relocation.symbol.name
+            for index, relocations in self.elf.relocations.items()
+            if self.elf.sections[index].name == "__jump_table"
+            for relocation in relocations
+            if relocation.offset % entry == 8 and relocation.symbol.section == elf.UNDEFINED
+        )
+
 
 @dataclass
 class _Unit:

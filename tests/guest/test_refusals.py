@@ -126,6 +126,18 @@ def test_unknown_kernel_symbol_in_c(tmp_path: Path) -> None:
     assert "no_such_symbol_anywhere" in message
 
 
+def test_a_static_key_that_a_module_must_not_use(tmp_path: Path) -> None:
+    """The loader of a 6.1 kernel writes to the key of each jump label, which is an oops if the key is read-only."""
+    source = (
+        "#include <linux/jump_label.h>\nextern struct static_key_false bypass_usercopy_checks;\n"
+        "int cmdline_proc_show_v2(void);\n"
+        "int cmdline_proc_show_v2(void) { return static_branch_unlikely(&bypass_usercopy_checks); }\n"
+    )
+    message = refused(write_update(tmp_path / "u", {"cmdline_proc_show": [2]}, source), tmp_path)
+    assert "bypass_usercopy_checks" in message
+    assert "read-only since boot" in message
+
+
 def test_activate_with_an_edition_that_is_not_there(loaded: Callable[[Path], Any], cli: Callable[..., Any]) -> None:
     loaded(DEMO_UPDATES / "pipe")
     result = cli("activate", "pipe", "--edition", 7)

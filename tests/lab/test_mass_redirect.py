@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_hundreds_of_functions_at_once(thorough: bool) -> None:
-    """A run is repeated with the seed that a failure tells; the functions are other ones each time."""
+    """At full size the functions are other ones each time; a run is repeated with the seed that a failure tells."""
     count, seconds = (1000, 120.0) if thorough else (300, 15.0)
-    seed = random.SystemRandom().randrange(1 << 32)
+    seed = random.SystemRandom().randrange(1 << 32) if thorough else 1
     outcome = mass.run(mass.Plan(seed, count, seconds), bisect=False, say=lambda text: print(text, end=""))
     assert len(outcome.names) == count
     report = outcome.report

@@ -28,6 +28,14 @@ def built(text: str, editions: dict[int, str] | None = None) -> elf.Elf:
     )
 
 
+def test_static_keys_that_others_define_are_told() -> None:
+    table = '\t.section __jump_table,"aw"\n' + "".join(
+        f"\t.long .Lone - ., .Ltwo - .\n\t.quad {key} - .\n" for key in ("outside", "own", "outside + 1")
+    )
+    unit = assemble(HEAD + ".Lone: nop\n.Ltwo: ret\n" + TAIL + table + "\t.data\nown:\t.quad 0, 0\n")
+    assert Object(unit.raw, "o.o").static_keys() == {"outside"}
+
+
 def symbol(unit: elf.Elf, name: str) -> elf.Symbol:
     return next(item for item in unit.symbols if item.name == name)
 
