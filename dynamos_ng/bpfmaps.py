@@ -20,10 +20,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from dynamos_ng import bpf, uapi
+from dynamos_ng.closing import Closing
 from dynamos_ng.errors import DynamosError, KernelRefused, MissingTool, UsageError
 
 BPFFS = Path("/sys/fs/bpf")
@@ -66,7 +65,7 @@ def pair_sums(fd: int, index: int, cpus: int) -> tuple[int, int]:
     return began, ended
 
 
-class Maps:
+class Maps(Closing):
     """The open maps. Writing takes effect at the very next call of a redirected function."""
 
     def __init__(self, fds: dict[str, int]) -> None:
@@ -83,14 +82,6 @@ class Maps:
     def close(self) -> None:
         """Close the maps; they live on, pinned."""
         self._undo.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def fds(self) -> tuple[int, int, int]:

@@ -9,10 +9,9 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from dynamos_ng import uapi
+from dynamos_ng.closing import Closing
 from dynamos_ng.errors import Busy, DynamosError, KernelRefused, MissingTool
 from dynamos_ng.model import Edition, Function, FunctionState, Holder, StackWalk, Switch
 
@@ -69,7 +68,7 @@ def meaning(number: int) -> str:
     return MEANINGS.get(number, os.strerror(number))
 
 
-class Device:
+class Device(Closing):
     """An open /dev/dynamos. Every method raises KernelRefused (or Busy) and then has changed nothing."""
 
     def __init__(self, path: str = PATH) -> None:
@@ -89,14 +88,6 @@ class Device:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _ioctl(self, number: int, struct: ctypes.Structure) -> int:
         """Make the call and return 0 or its errno; the module fills the structure in either way."""

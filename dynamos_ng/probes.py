@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dynamos_ng import bpf, bpfmaps, btf, kprobes, stacks
+from dynamos_ng.closing import Closing
 from dynamos_ng.errors import KernelRefused, MissingTool
 from dynamos_ng.model import CallCounts
 from dynamos_ng.stacks import Sampler, Samples
@@ -215,7 +215,7 @@ class _Watch:
 # Measuring
 
 
-class Probes:
+class Probes(Closing):
     """What this process measures with. Everything it attached is detached by `close`, or by its end.
 
     Methods may be called from several threads.
@@ -248,14 +248,6 @@ class Probes:
             self._undo.close()
             self._calls = -1
             self._sampler = self._stream = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _module(self, source: str, **defines: str | int) -> Any:
         module = _compile(source, **defines)

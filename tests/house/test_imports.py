@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dynamos_ng"
 #: A module may import from its own layer and those before it.
 LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("values", frozenset({"errors", "model", "wire", "uapi"})),
+    ("values", frozenset({"closing", "errors", "model", "wire", "uapi"})),
     ("pure logic", frozenset({"arch", "rewrite", "policy", "elf", "btf"})),
     (
         "kernel access",
