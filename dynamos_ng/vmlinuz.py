@@ -134,6 +134,7 @@ class Vmlinux:
         start, size = self._section(".rodata")
         words = memoryview(self.elf.read(start, size)[: size // 4 * 4]).cast("i")
         code = [(self.elf.read(*area), area[0]) for name in _CODE if (area := self.section(name))[1]]
+        low, high = min(base for _, base in code) - start, max(base + len(data) for data, base in code) - start
         stride = 2 + arch.word // 4
         last = len(words) - stride
 
@@ -142,14 +143,18 @@ class Vmlinux:
             return any(0 <= site - base < len(data) and _initial(data, site - base, target - base, arch)
                        for data, base in code)  # fmt: skip
 
-        at = 0
-        while at <= last:
-            end = at
-            while end <= last and entry(end):
-                end += stride
-            if end - at >= _ENTRIES * stride:
-                return start + 4 * at, 4 * (end - at)
-            at += 1
+        # Few of the words, taken for sites, lie in the code, and fewer in a row of entries.
+        near = bytes([low <= 4 * at + word < high for at, word in enumerate(words)])
+        for phase in range(stride):
+            column = near[phase::stride]
+            row = column.find(bytes([True]) * _ENTRIES)
+            while row >= 0:
+                first = end = phase + row * stride
+                while end <= last and entry(end):
+                    end += stride
+                if end - first >= _ENTRIES * stride:
+                    return start + 4 * first, 4 * (end - first)
+                row = column.find(bytes([True]) * _ENTRIES, row + 1)
         return 0, 0
 
 

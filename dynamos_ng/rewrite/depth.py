@@ -9,7 +9,6 @@ says.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from dynamos_ng.arch import DIRECT, ENDING, Arch, Instruction, Kind
@@ -18,6 +17,7 @@ from dynamos_ng.rewrite.reader import Body
 _SP, _BP = 4, 5
 #: What may or may not come back: a warning's undefined instruction does, a bug's does not.
 _DOUBTFUL = (Kind.CALL, Kind.CALL_INDIRECT, Kind.UNDEFINED)
+_BRANCHES = DIRECT - {Kind.CALL}
 _LEGACY = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
 _KEEPS = ("cmp", "test", "push", "call", "jmp", "nop", "bt ", "btl", "btq")
 _STACK = ("%rsp", "%esp", "%sp", "%spl")
@@ -37,31 +37,39 @@ class _State(NamedTuple):
 
 
 def depths(body: Body, arch: Arch, leads: Mapping[int, Sequence[int]]) -> dict[int, int | None]:
-    """Return the stack's depth in bytes before each instruction that can be reached; None where it is not known.
+    """Return the stack's depth in bytes before each instruction that may leave, branch or use the stack, if it can be
+    reached; None where it is not known. All others leave the stack to the next of these as they find it.
 
     LEADS holds where an instruction may lead besides its own target: static keys, exceptions, indirection tables.
     """
-    following: dict[int, int] = {}
-    quiet: set[int] = set()  # most of the code: it leads nowhere but to the next, and leaves the stack alone
+    firsts = {part.address: part.instructions[0] for part in body.parts if part.instructions}
+    telling: dict[int, tuple[Instruction, Instruction | None]] = {}  # what is told of, and what stands behind it
+    reaches: dict[int, int] = {}  # which of them an instruction leads to, or is
     for part in body.parts:
-        for one, two in pairwise(part.instructions):
-            following[one.address] = two.address
-            if one.kind is Kind.PLAIN and not _touches(one.text) and "sp" not in two.text and one.address not in leads:
-                quiet.add(one.address)
-    for part in body.parts:
-        if part.instructions and body.begins(part.limit):
-            following.setdefault(part.instructions[-1].address, part.limit)
-    instructions = {instruction.address: instruction for instruction in body.instructions}
-    targets = {i.target for i in body.instructions if i.kind in DIRECT}
+        behind, close, place = firsts.get(part.limit), True, 0
+        for instruction in reversed(part.instructions):
+            address, text = instruction.address, instruction.text
+            named = "sp" in text
+            if (
+                close or named or instruction.kind is not Kind.PLAIN or "bp" in text or text.startswith(_IMPLICIT)
+                or address in leads
+            ):  # fmt: skip
+                place = address
+                telling[address] = instruction, behind
+            reaches[address] = place
+            # What stands before an alignment of the stack pointer may save it.
+            behind, close = instruction, named
+    targets = {i.target for i, _ in telling.values() if i.kind in DIRECT}
 
-    def other_function(address: int) -> bool:
-        """Return whether only padding lies between ADDRESS and a function that has no symbol (a weak one, say)."""
-        while address in following and instructions[address].kind is Kind.NOP and address not in leads:
-            if address % 16 == 0 and instructions[address].code in arch.idle:
+    def other_function(instruction: Instruction) -> bool:
+        """Return whether only padding lies between here and a function that has no symbol (a weak one, say)."""
+        while instruction.kind is Kind.NOP and instruction.address not in leads:
+            if instruction.address % 16 == 0 and instruction.code in arch.idle:
                 return True
-            address = following[address]
-            if address in targets:
+            after = telling[instruction.address][1]
+            if after is None or after.address in targets:
                 break
+            instruction = after
         return False
 
     realigned: dict[int, int] = {}
@@ -70,32 +78,34 @@ def depths(body: Body, arch: Arch, leads: Mapping[int, Sequence[int]]) -> dict[i
     while certain or doubtful:
         if certain:
             address, state = certain.pop()
+            address = reaches[address]
         else:
             address, state = doubtful.pop()
+            address = reaches[address]
             if address in found:
                 continue
         known = found.get(address)
+        if known == state:
+            continue
         if known is not None:
             state = _State(*(one if one == two else None for one, two in zip(known, state, strict=True)))
             if state == known:
                 continue
         found[address] = state
-        if address in quiet:
-            certain.append((following[address], state))
-            continue
-        instruction = instructions[address]
+        instruction, following = telling[address]
         after = _step(instruction, state, arch.word, realigned)
-        if address in following and _aligns(instructions[following[address]], arch.word):
-            realigned.update(_saved(instruction, state, arch.word))
-        if instruction.kind in DIRECT and instruction.kind is not Kind.CALL and instruction.target in instructions:
+        if instruction.kind in _BRANCHES and instruction.target in reaches:
             certain.append((instruction.target, after))
-        certain += [(target, after) for target in leads.get(address, ()) if target in instructions]
-        if address not in following:
+        if address in leads:
+            certain += [(target, after) for target in leads[address] if target in reaches]
+        if following is None:
             continue
-        if instruction.kind in _DOUBTFUL and not other_function(following[address]):
-            doubtful.append((following[address], after))
+        if _aligns(following, arch.word):
+            realigned.update(_saved(instruction, state, arch.word))
+        if instruction.kind in _DOUBTFUL and not other_function(following):
+            doubtful.append((following.address, after))
         elif instruction.kind not in _DOUBTFUL and instruction.kind not in ENDING:
-            certain.append((following[address], after))
+            certain.append((following.address, after))
     return {address: state.stack for address, state in found.items()}
 
 
@@ -105,11 +115,6 @@ def _opcode(code: bytes, word: int) -> tuple[int, int]:
     while at < len(code) - 1 and code[at] in _LEGACY:
         at += 1
     return (at + 1, code[at]) if word == 8 and 0x40 <= code[at] < 0x50 else (at, 0)
-
-
-def _touches(text: str) -> bool:
-    """Return whether an instruction that is no branch may use the stack pointer or a frame pointer."""
-    return "sp" in text or "bp" in text or text.startswith(_IMPLICIT)
 
 
 def _aligns(instruction: Instruction, word: int) -> bool:
@@ -139,8 +144,9 @@ def _step(instruction: Instruction, state: _State, word: int, realigned: Mapping
     """Return the state after an instruction."""
     stack, frame = state
     code, text = instruction.code, instruction.text
-    if instruction.kind is Kind.CALL and instruction.target == instruction.end:
-        return _State(None if stack is None else stack + word, frame)
+    if instruction.kind is not Kind.PLAIN:
+        learns = instruction.kind is Kind.CALL and instruction.target == instruction.end
+        return _State(stack + word, frame) if learns and stack is not None else state
     at, rex = _opcode(code, word)
     opcode = code[at]
     width = 2 if 0x66 in code[:at] else word
