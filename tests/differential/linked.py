@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
 
 from dynamos_ng.image import Kernel
 from dynamos_ng.rewrite import Constants, Original, Redirect, generate
@@ -102,10 +101,10 @@ class Linked:
         run(*link, f"-Ttext={base:#x}", *absolute, "-o", folder / "clone", folder / "clone.o")
         self.lines = disassemble(folder / "clone")
         self._originals(folder, assemble, link)
+        listed = (line.split() for line in run("nm", "--defined-only", folder / "clone").splitlines())
+        self.symbols = {name: int(address, 16) for address, _kind, name in listed}
         with (folder / "clone").open("rb") as file:
             elf = ELFFile(file)
-            symbols = next(one for one in elf.iter_sections() if isinstance(one, SymbolTableSection))
-            self.symbols = {one.name: one["st_value"] for one in symbols.iter_symbols()}
             self.sections = {one.name: (one["sh_addr"], one.data()) for one in elf.iter_sections() if one["sh_addr"]}
 
     def _absolute(self, thunk: str) -> dict[str, int]:
