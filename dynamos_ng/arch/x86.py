@@ -38,6 +38,9 @@ _IMMOVABLE = {
     0xEA: "a far jump",
 }
 
+#: Returns from interrupts, of the code's own width.
+_IRET = (b"\xcf", b"\x48\xcf")
+
 #: What Xen's guests put in front of an instruction that the hypervisor is to emulate: an undefined one, and "xen".
 _XEN = b"\x0f\x0bxen"
 
@@ -112,13 +115,24 @@ class Decoder:
                 offset = start + size
             known = 0 if offset >= length else len(_XEN) if offset == end else _known(code, offset)
             if not known:
-                return found, offset
+                return self._serialising(found) if b"\xcf" in code else found, offset
             moved = code[offset : offset + known]
             if offset == end:
                 append(_plain(address + offset, known, moved, Kind.PLAIN, "(emulation prefix)"))
             else:
                 append(classify(address + offset, known, moved, "(bytes)", ""))
             offset += known
+
+    def _serialising(self, found: list[Instruction]) -> list[Instruction]:
+        """Let pass a return from an interrupt that leads to the next instruction, whose address was pushed right
+        before: so sync_core() makes a CPU forget what it has read ahead."""
+        for at in range(1, len(found)):
+            before, code = found[at - 1].code, found[at].code
+            if code in _IRET and before[0] == 0x68 and len(before) == 5:
+                pushed = int.from_bytes(before[1:], "little", signed=True)
+                if self._wrapped(pushed, found[at].address) == found[at].end:
+                    found[at] = found[at]._replace(kind=Kind.PLAIN, detail="")
+        return found
 
     def _classify(self, address: int, size: int, code: bytes, name: str, operands: str) -> Instruction:
         text = f"{name} {operands}" if operands else name

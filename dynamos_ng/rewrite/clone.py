@@ -81,6 +81,7 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
     keys = _each(body, kernel.static_keys)
     calls = _each(body, kernel.static_calls)
     fixups = _each(body, kernel.fixups)
+    bugs = _each(body, kernel.bugs)
     ways = _ways(kernel, body, place, {key.address for key in keys} | {call.address for call in calls})
     thunks = {target: way.register for target, way in ways.items() if way.register}
     tables = indirection.find(kernel, body, thunks)
@@ -96,13 +97,13 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
         entry=place,
         return_thunks=kernel.return_thunks(),
         unwind=unwind,
-        depths={} if unwind else depth.depths(body, kernel.arch, leads),
+        depths={} if unwind else depth.depths(body, kernel.arch, leads, {bug.address for bug in bugs if bug.warns}),
         ways=ways,
         indirection=tables,
         numbers=numbers,
         fixups=fixups,
         keys=keys,
-        bugs=_each(body, kernel.bugs),
+        bugs=bugs,
         calls=calls,
         locks=frozenset(_each(body, kernel.bare_locks)),
     )

@@ -11,6 +11,7 @@ from dynamos_ng.arch.x86 import memory
 from dynamos_ng.errors import BuildError, Refusal
 from dynamos_ng.rewrite import depth, elf, reader, safety, writer
 from dynamos_ng.rewrite.elf import Elf, Relocation, Section, Symbol
+from dynamos_ng.rewrite.kernel import WARNING
 from dynamos_ng.rewrite.reader import Body, Part
 from dynamos_ng.rewrite.writer import Edition
 
@@ -149,7 +150,16 @@ class Compiled:
             for entries in filter(None, (self._table(name),)):
                 at = {r.offset: address(r.symbol.section, r.symbol.value + r.addend) for r in entries[1]}
                 leads.update((at[o], (at[o + 4],)) for o in at if o % stride == 0 and o + 4 in at)
-        return depth.depths(self.body, self.unit.arch, leads)
+        return depth.depths(self.body, self.unit.arch, leads, self._warnings())
+
+    def _warnings(self) -> set[int]:
+        """Return where code goes on behind an undefined instruction: the flags are an entry's last two bytes."""
+        section, relocations = self._table("__bug_table") or (None, ())
+        return {
+            address(r.symbol.section, r.symbol.value + r.addend)
+            for r in relocations
+            if section and r.offset % 12 == 0 and section.data[r.offset + 10] & WARNING
+        }
 
     def _alternatives(self) -> list[tuple[int, int]]:
         """Return the ranges of code that the loader may overwrite as a whole: they keep their length."""

@@ -8,24 +8,26 @@ says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from dynamos_ng.arch import DIRECT, ENDING, Arch, Instruction, Kind
 from dynamos_ng.rewrite.reader import Body
 
 _SP, _BP = 4, 5
-#: What may or may not come back: a warning's undefined instruction does, a bug's does not.
-_DOUBTFUL = (Kind.CALL, Kind.CALL_INDIRECT, Kind.UNDEFINED)
+#: What may or may not come back.
+_DOUBTFUL = (Kind.CALL, Kind.CALL_INDIRECT)
 _BRANCHES = DIRECT - {Kind.CALL}
 _LEGACY = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
 _KEEPS = ("cmp", "test", "push", "call", "jmp", "nop", "bt ", "btl", "btq")
+_MEMORY = re.compile(r"\(.*\)")
 _STACK = ("%rsp", "%esp", "%sp", "%spl")
 _FRAME = ("%rbp", "%ebp", "%bp", "%bpl")
 
 
 #: Instructions that use the stack pointer without naming it; all others but branches name it or a frame pointer.
-_IMPLICIT = ("push", "pop", "leave", "enter")
+_IMPLICIT = ("push", "pop", "leave", "enter", "iret")
 
 
 class _State(NamedTuple):
@@ -36,11 +38,14 @@ class _State(NamedTuple):
     frame: int | None
 
 
-def depths(body: Body, arch: Arch, leads: Mapping[int, Sequence[int]]) -> dict[int, int | None]:
+def depths(
+    body: Body, arch: Arch, leads: Mapping[int, Sequence[int]], warnings: Container[int] = ()
+) -> dict[int, int | None]:
     """Return the stack's depth in bytes before each instruction that may leave, branch or use the stack, if it can be
     reached; None where it is not known. All others leave the stack to the next of these as they find it.
 
     LEADS holds where an instruction may lead besides its own target: static keys, exceptions, indirection tables.
+    WARNINGS are the undefined instructions that come back.
     """
     firsts = {part.address: part.instructions[0] for part in body.parts if part.instructions}
     telling: dict[int, tuple[Instruction, Instruction | None]] = {}  # what is told of, and what stands behind it
@@ -104,7 +109,7 @@ def depths(body: Body, arch: Arch, leads: Mapping[int, Sequence[int]]) -> dict[i
             realigned.update(_saved(instruction, state, arch.word))
         if instruction.kind in _DOUBTFUL and not other_function(following):
             doubtful.append((following.address, after))
-        elif instruction.kind not in _DOUBTFUL and instruction.kind not in ENDING:
+        elif instruction.kind not in _DOUBTFUL and (instruction.kind not in ENDING or address in warnings):
             certain.append((following.address, after))
     return {address: state.stack for address, state in found.items()}
 
@@ -173,8 +178,11 @@ def _step(instruction: Instruction, state: _State, word: int, realigned: Mapping
                 return _State(frame, frame)
     elif opcode == 0x8D and (moved := _lea(code[at + 1 :], rex, state, realigned)):
         return moved
+    if opcode == 0xCF:  # a return from what was an interrupt: it restores the stack pointer in 64 bits only
+        return _State(None if stack is None else stack - (5 if word == 8 else 3) * word, frame)
     if text.startswith(("xchg", "enter")):
-        return _State(None if "sp" in text else stack, None if "bp" in text else frame)
+        exchanged = _MEMORY.sub("", text)
+        return _State(None if "sp" in exchanged else stack, None if "bp" in exchanged else frame)
     if text.endswith(_STACK) and not text.startswith(_KEEPS):
         stack = None
     if text.endswith(_FRAME) and not text.startswith(_KEEPS):

@@ -10,6 +10,9 @@ from typing import Protocol
 
 from dynamos_ng.arch import Arch
 
+#: BUGFLAG_WARNING
+WARNING = 1
+
 
 @dataclass(frozen=True)
 class Symbol:
@@ -55,6 +58,11 @@ class Bug:
     file: int
     line: int
     flags: int
+
+    @property
+    def warns(self) -> bool:
+        """Return whether the code goes on behind it: a WARN, and no BUG."""
+        return bool(self.flags & WARNING)
 
 
 @dataclass(frozen=True)

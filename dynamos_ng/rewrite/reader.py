@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from dynamos_ng.arch import DIRECT, ENDING, Arch, Instruction, Kind
 from dynamos_ng.errors import Refusal
@@ -139,12 +140,23 @@ def decode(arch: Arch, function: str, code: bytes, address: int) -> tuple[Instru
     kept = trim(instructions)
     if covered < len(code) and code[covered:].strip(b"\xcc\x90\0"):
         where = address + covered
+        for before, instruction in pairwise(instructions):
+            if instruction.kind is Kind.BREAKPOINT and before.kind not in ENDING:
+                raise breakpoint_reached(function, instruction.address)  # what follows may be the rest of its victim
         raise Refusal(
             function, f"unknown instruction {code[covered : covered + 8].hex(' ')}", address=where,
             remedy="it may be data, or a processor's extension that this capstone does not know",
             kind="unknown instruction",
         )  # fmt: skip
     return kept
+
+
+def breakpoint_reached(function: str, address: int) -> Refusal:
+    """Return the refusal of a breakpoint in a function's way."""
+    return Refusal(
+        function, "a breakpoint that can be reached: a kprobe, or padding behind a call that never returns",
+        address=address, remedy="if /sys/kernel/debug/kprobes/list shows one there, remove it",
+    )  # fmt: skip
 
 
 def trim(instructions: list[Instruction]) -> tuple[Instruction, ...]:

@@ -8,7 +8,7 @@ from dynamos_ng.arch import DIRECT, ENDING, Instruction, Kind
 from dynamos_ng.errors import Refusal
 from dynamos_ng.rewrite.indirection import Indirection
 from dynamos_ng.rewrite.kernel import Kernel, Symbol
-from dynamos_ng.rewrite.reader import Body
+from dynamos_ng.rewrite.reader import Body, breakpoint_reached
 
 #: Where ftrace's own calls go, by name; its other trampolines lie outside the kernel's text.
 _FTRACE = frozenset(("__fentry__", "ftrace_caller", "ftrace_regs_caller", "ftrace_stub"))
@@ -132,12 +132,7 @@ def check_instructions(body: Body, user: bool = False) -> None:
                 raise Refusal(body.name, reason, address=instruction.address, kind="a system call")
             reached = before is None or before.kind not in ENDING or instruction.address in targets
             if instruction.kind is Kind.BREAKPOINT and reached:
-                raise Refusal(
-                    body.name,
-                    "a breakpoint that can be reached: a kprobe, or padding behind a call that never returns",
-                    address=instruction.address,
-                    remedy="if /sys/kernel/debug/kprobes/list shows one there, remove it",
-                )
+                raise breakpoint_reached(body.name, instruction.address)
             before = instruction
         if before is not None and part.runs_on and not body.begins(part.limit):
             raise Refusal(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dynamos_ng.arch import Kind
+from dynamos_ng.arch import Arch, Kind
 from dynamos_ng.arch.i386 import ARCH as I386
 from dynamos_ng.arch.x86_64 import ARCH
 
@@ -75,6 +75,21 @@ def test_refused_with_a_reason(code: str, words: str) -> None:
     decoded, _covered = ARCH.decode(bytes.fromhex(code), AT)
     assert decoded[0].kind is Kind.REFUSED
     assert words in decoded[0].detail
+
+
+@pytest.mark.parametrize(
+    ("arch", "code", "kind"),
+    [
+        (ARCH, "68 07 00 00 81 48 cf", Kind.PLAIN),  # push $1f; iretq; 1:
+        (ARCH, "68 06 00 00 81 48 cf", Kind.REFUSED),  # to elsewhere
+        (ARCH, "68 07 00 00 81 90 48 cf", Kind.REFUSED),
+        (I386, "68 06 00 00 c1 cf", Kind.PLAIN),
+        (I386, "68 00 00 00 c1 cf", Kind.REFUSED),
+    ],
+)
+def test_a_return_from_no_interrupt_leads_to_the_next_instruction(arch: Arch, code: str, kind: Kind) -> None:
+    decoded, _covered = arch.decode(bytes.fromhex(code), AT if arch is ARCH else 0xC1000000)
+    assert decoded[-1].kind is kind
 
 
 def test_field_is_where_the_displacement_lies() -> None:

@@ -122,6 +122,13 @@ def test_a_kprobe_inside() -> None:
     assert refusal.address == TEXT + 11
 
 
+def test_a_kprobe_over_the_first_byte_of_what_then_cannot_be_read() -> None:
+    # b: mov $6,%ecx, its first byte replaced: 06 starts no instruction
+    refusal = refused(NOP5 + "31c0 31c0 31c0 cc 06000000 c3")
+    assert "kprobe" in refusal.reason
+    assert refusal.address == TEXT + 11
+
+
 def test_a_kprobe_where_only_a_branch_leads() -> None:
     # 5: test; je f; xor; xor; ret; f: int3 (behind a ret, as padding would be); ret
     assert "kprobe" in refused(NOP5 + "85c0 7405 31c0 31c0 c3 cc c3").reason
