@@ -37,8 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     four = verbs.add_parser("save-image", help="save a stock kernel as it runs, for survey")
     four.add_argument("folder", type=Path, metavar="DIR", help="a folder that is not there yet")
     four.set_defaults(lab="save-image")
-    for verb in (one, two, four):
-        verb.add_argument("--arch", choices=sorted(root.ARCHITECTURES), default="x86_64", help="architecture (x86_64)")
+    for verb in (one, two, three, four):
+        verb.add_argument("--kernel", choices=root.KERNELS, default=root.DEFAULT, help=f"({root.DEFAULT})")
+    for verb in (one, two, three):
+        verb.add_argument("--cpu", default="max", metavar="MODEL",
+                          help=f"{', '.join(machine.PROCESSORS)}, or a model of QEMU's (max)")  # fmt: skip
     for verb in (one, two):
         verb.add_argument("--out", type=Path, metavar="DIR", help="share DIR as /out (default: a temporary folder)")
         verb.add_argument("--cpus", type=int, default=2, metavar="N", help="processors (2)")
@@ -51,7 +54,7 @@ def main(options: argparse.Namespace) -> int:
     if options.lab == "mass":
         return _mass(options)
     if options.lab == "save-image":
-        saved.save(options.folder, options.arch)
+        saved.save(options.folder, options.kernel)
         return 0
     if options.out is not None and not options.out.is_dir():
         raise UsageError(f"{options.out}: not a folder")
@@ -59,14 +62,14 @@ def main(options: argparse.Namespace) -> int:
         if not sys.stdin.isatty():
             raise UsageError("lab shell: needs a terminal; for a single command use lab run -- COMMAND")
         machine.shell(cpus=options.cpus, memory=options.memory, cmdline=options.cmdline, out_dir=options.out,
-                      arch=options.arch)  # fmt: skip
+                      kernel=options.kernel, cpu=options.cpu)  # fmt: skip
         return 0
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise UsageError("lab run: no command given")
     result = machine.run(
         command, timeout=options.timeout, cpus=options.cpus, memory=options.memory, cmdline=options.cmdline,
-        out_dir=options.out, on_output=_show, arch=options.arch,
+        out_dir=options.out, on_output=_show, kernel=options.kernel, cpu=options.cpu,
     )  # fmt: skip
     return result.status
 
@@ -85,7 +88,7 @@ def _mass(options: argparse.Namespace) -> int:
     elif options.update:
         names = mass.update_names(options.update)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
-    plan = mass.Plan(seed, options.functions, options.seconds, names, options.update)
+    plan = mass.Plan(seed, options.functions, options.seconds, names, options.update, options.kernel, options.cpu)
     print(mass.summary(mass.run(plan, options.bisect, _show, options.names)))
     return 0
 

@@ -13,18 +13,17 @@ from dynamos_ng.lab.cpio import Archive
 from dynamos_ng.lab.root import Root
 
 GUEST = Path(__file__).with_name("guest")
-#: What Debian keeps as modules and the guest needs before it has a root. crc32c is asked for by name at run time.
-MODULES = (
-    "virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "9pnet_virtio", "9p", "overlay",
-    "crc32c_generic", "ext4",
-)  # fmt: skip
+#: What Debian keeps as modules and the guest needs before it has a root.
+MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "9pnet_virtio", "9p", "overlay", "ext4")
+#: Older kernels' ext4 asks for it by name at run time; newer ones have it built in.
+OPTIONAL = "crc32c_generic"
 APPLETS = ("sh", "mount", "insmod", "mkdir", "cp", "sleep", "chmod", "hostname", "ifconfig", "switch_root")
 
 
 def module_order(root: Root) -> list[Path]:
     """Return the module files to insert, each after those it depends on."""
     order: dict[Path, None] = {}
-    for name in MODULES:
+    for name in (OPTIONAL, *MODULES):
         argv = ["modprobe", "-d", str(root.tree), "-S", root.release, "--show-depends", name]
         path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
         try:
@@ -32,6 +31,8 @@ def module_order(root: Root) -> list[Path]:
         except FileNotFoundError:
             raise MissingTool("modprobe is not installed: apt install kmod") from None
         except subprocess.CalledProcessError as error:
+            if name == OPTIONAL:
+                continue
             raise LabError(f"the guest's kernel has no module {name}: {error.stderr.strip()}") from None
         for line in done.stdout.splitlines():
             verb, _, path = line.partition(" ")
@@ -44,7 +45,7 @@ def _build(root: Root, scripts: dict[str, bytes]) -> bytes:
     archive = Archive()
     for folder in ("proc", "sys", "dev", "lower", "writable", "root"):
         archive.folder(folder)
-    archive.file("bin/busybox", (root.tree / "lab/busybox/bin/busybox").read_bytes(), 0o755)
+    archive.file("bin/busybox", (root.tree / "lab/busybox").read_bytes(), 0o755)
     for applet in APPLETS:
         archive.link(f"bin/{applet}", "busybox")
     modules = module_order(root)

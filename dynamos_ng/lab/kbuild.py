@@ -1,8 +1,8 @@
 """Builds kernel modules for a guest: on the host's processor, in the guest's own root.
 
 Under emulation one kbuild takes over a minute; here a second. A guest asks by a folder in the output share (see
-guest/kbuild): ``NAME.request`` with ``in.tar`` and ``arguments``; the answer is ``output``, ``out.tar`` and
-lastly ``status``.
+guest/kbuild): ``NAME.request`` with ``in.tar`` and ``arguments``; the answer is ``output``, ``out.tar``, ``gone``
+(what the build has removed) and lastly ``status``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ exec chroot "$TREE" /bin/sh -c "$INSIDE" sh "$@"
 """
 #: Times from the guest may lie in this machine's future, which would confuse make.
 INSIDE = f"""\
-cd /mnt && mkdir build && tar -C build -xf in.tar && touch now || exit 2
+names() {{ (cd build && find . -print0) | sort -z; }}
+cd /mnt && mkdir build && tar -C build -xf in.tar && touch now && names >before || exit 2
 find build -newer now -exec touch -hr now {{}} +
 make -C "/lib/modules/$RELEASE/build" M={PLACE} "$@" 2>&1
 status=$?
+names >after && comm -z23 before after >gone
 tar -C build -cf out.tar . && rm -r build || exit 2
 exit $status
 """

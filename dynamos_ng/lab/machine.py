@@ -30,6 +30,24 @@ ARGUMENTS = (
     "console=ttyS0", "quiet", "panic=-1", "no_timer_check", "cryptomgr.notests=1", "noisapnp", "oops=panic",
     "panic_on_warn=1",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A model of QEMU's, and what the kernel is told at boot to patch itself as it would for another."""
+
+    model: str
+    cmdline: str = ""
+
+
+#: What a kernel makes of its returns and indirect branches depends on the processor: retpolines and plain returns,
+#: its_return_thunk (and split page tables), srso_return_thunk, and the thunk that tracks the depth of calls.
+PROCESSORS = {
+    "max": Processor("max"),
+    "its": Processor("Skylake-Server-v4"),
+    "srso": Processor("EPYC-Milan"),
+    "stuff": Processor("Skylake-Server-v4", "retbleed=stuff"),
+}
 BOOT_SECONDS = 300.0
 OFF_SECONDS = 60.0
 CONSOLE_LINES = 60
@@ -84,7 +102,8 @@ def run(
     checkout: Path = CHECKOUT,
     stop: Callable[[], str] | None = None,
     expected: str = "",
-    arch: str = "x86_64",
+    kernel: str = root.DEFAULT,
+    cpu: str = "max",
 ) -> Result:
     """Run a command in a new guest as root and return how it ended.
 
@@ -92,15 +111,15 @@ def run(
     /dynamos (read-only). `on_output` gets the output as it comes. `cmdline`: kernel arguments besides the usual.
     `stop` is asked twice a second; a reason that it gives ends the guest with GuestTimeout.
     `expected`: a regular expression for the one line of kernel trouble that must come up, and is none then.
-    `arch`: x86_64 or i386.
+    `kernel`: one of root.KERNELS. `cpu`: one of PROCESSORS, or a model that QEMU knows.
     Raises GuestTimeout, GuestDied (also when the kernel reported a BUG, WARN or oops), LabError.
     """
     if out_dir is None:
         with out_folder() as folder:
             return run(argv, timeout=timeout, out_dir=folder, cpus=cpus, memory=memory, on_output=on_output,
                        env=env, cmdline=cmdline, checkout=checkout, stop=stop, expected=expected,
-                       arch=arch)  # fmt: skip
-    with _Guest(out_dir, checkout, env or {}, arch) as guest:
+                       kernel=kernel, cpu=cpu)  # fmt: skip
+    with _Guest(out_dir, checkout, env or {}, kernel, cpu) as guest:
         (guest.hidden / "command").write_text(f"exec {shlex.join(argv)}\n")
         process, port = guest.boot(cpus, memory, cmdline, on_output, stop or (lambda: ""))
         return guest.follow(process, port, timeout, expected)
@@ -112,14 +131,15 @@ def shell(
     memory: str = "2G",
     cmdline: str = "nokaslr",
     out_dir: Path | None = None,
-    arch: str = "x86_64",
+    kernel: str = root.DEFAULT,
+    cpu: str = "max",
 ) -> None:
     """Boot a guest with a shell on this terminal; returns when it is left (or by Ctrl-A X)."""
     if out_dir is None:
         with out_folder() as folder:
-            shell(cpus=cpus, memory=memory, cmdline=cmdline, out_dir=folder, arch=arch)
+            shell(cpus=cpus, memory=memory, cmdline=cmdline, out_dir=folder, kernel=kernel, cpu=cpu)
         return
-    with _Guest(out_dir, CHECKOUT, {"TERM": os.environ.get("TERM", "linux")}, arch) as guest:
+    with _Guest(out_dir, CHECKOUT, {"TERM": os.environ.get("TERM", "linux")}, kernel, cpu) as guest:
         (guest.hidden / "shell").touch()
         subprocess.run([*guest.qemu(cpus, memory, cmdline), "-serial", "mon:stdio"], check=False)
 
@@ -127,13 +147,14 @@ def shell(
 class _Guest:
     """One guest's folders and services, from before its boot until after its end."""
 
-    def __init__(self, out: Path, checkout: Path, environment: Mapping[str, str], arch: str) -> None:
+    def __init__(self, out: Path, checkout: Path, environment: Mapping[str, str], kernel: str, cpu: str) -> None:
         self.out = out.resolve()
         self.checkout = checkout
         self.hidden = self.out / ".lab"
         self.console = self.hidden / "console"
         self.messages = self.hidden / "qemu"
-        self.root = root.ensure(arch)
+        self.root = root.ensure(kernel)
+        self.processor = PROCESSORS.get(cpu) or Processor(cpu)
         self.initramfs = initramfs.ensure(self.root)
         self.mark = "dynamos-lab-" + secrets.token_hex(8)
         self.environment = {
@@ -178,11 +199,11 @@ class _Guest:
         return [
             # Nothing must go on running when this process is killed.
             "setpriv", "--pdeathsig", "KILL", "--", program,
-            "-nodefaults", "-no-user-config", "-machine", "q35", *ACCELERATOR, "-cpu", "max",
+            "-nodefaults", "-no-user-config", "-machine", "q35", *ACCELERATOR, "-cpu", self.processor.model,
             "-smp", str(cpus), "-m", memory, "-display", "none", "-no-reboot", "-nic", "none",
             "-device", "virtio-rng-pci",
             "-kernel", str(self.root.kernel), "-initrd", str(self.initramfs),
-            "-append", " ".join((*ARGUMENTS, cmdline)),
+            "-append", " ".join((*ARGUMENTS, self.processor.cmdline, cmdline)),
             "-drive", f"file={self.root.image},format=raw,if=virtio,readonly=on",
             *share("dynamos", self.checkout, ",readonly=on"), *share("out", self.out),
         ]  # fmt: skip

@@ -10,12 +10,12 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dynamos_ng.errors import DynamosError, GuestDied, GuestTimeout, LabError, UsageError
-from dynamos_ng.lab import machine
+from dynamos_ng.lab import machine, root
 
 #: As the guest sees them.
 PLAN, REPORT, UPDATE = Path("/out/plan.json"), Path("/out/report.json"), Path("/out/update")
@@ -33,7 +33,7 @@ class Plan:
     """What to redirect: the functions NAMES, or as many as FUNCTIONS that the guest picks by SEED.
 
     `seconds` is how long they stay redirected. Functions of the folder `update` get its newest editions, others
-    are cloned.
+    are cloned. `kernel` and `cpu` are those of machine.run.
     """
 
     seed: int
@@ -41,6 +41,8 @@ class Plan:
     seconds: float
     names: tuple[str, ...] = ()
     update: Path | None = None
+    kernel: str = root.DEFAULT
+    cpu: str = "max"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def attempt(plan: Plan, show: Callable[[str], None]) -> Outcome:
         try:
             result = machine.run(
                 ["python3", "-m", "dynamos_ng.lab.mass_guest"],
-                timeout=GUEST_SECONDS + plan.seconds, out_dir=out, on_output=show,
+                timeout=GUEST_SECONDS + plan.seconds, out_dir=out, on_output=show, kernel=plan.kernel, cpu=plan.cpu,
             )  # fmt: skip
             wrong = result.output.strip().rpartition("\n")[2] if result.status else ""
             if result.status not in (0, 1):
@@ -136,7 +138,7 @@ def run(plan: Plan, bisect: bool, say: Callable[[str], None], names_file: Path |
 
     def fails(names: Sequence[str]) -> bool:
         nonlocal last
-        tried = attempt(Plan(plan.seed, 0, plan.seconds, tuple(names), plan.update), lambda _: None)
+        tried = attempt(replace(plan, functions=0, names=tuple(names)), lambda _: None)
         say(f"{len(names)} functions: {'fail' if tried.wrong else 'good'}\n")
         last = tried if tried.wrong else last
         return bool(tried.wrong)

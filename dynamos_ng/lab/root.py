@@ -1,4 +1,7 @@
-"""The guest's root file system: made once from Debian packages, kept as a folder and as a disk image."""
+"""The guests' root file systems, one for each kernel, of the suite that ships it: made once from Debian packages.
+
+A root is kept as a folder, in which modules are built by the kernel's own compiler, and as a disk image.
+"""
 
 from __future__ import annotations
 
@@ -9,65 +12,75 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from dynamos_ng.errors import LabError, MissingTool
 
-SUITE = "bookworm"
-#: i386 has no bcc, and what runs there is built elsewhere. Its test-suite of Python is a load for libraries.
-I386 = (
-    "kmod",
-    "libpython3.11-testsuite",
-    "libssl3",
-    "procps",
-    "python3",
-    "python3-capstone",
-    "python3-psutil",
-    "python3-pyelftools",
-    "python3-pytest",
-    "python3-rich",
-    "zlib1g",
-)
-AMD64 = (
-    "linux-headers-amd64",
-    "bpftool",
-    "gcc",
-    "iproute2",
-    "kmod",
-    "libelf1",
-    "make",
-    "procps",
-    "psmisc",
-    "python3",
-    "python3-bpfcc",
-    "python3-capstone",
-    "python3-psutil",
-    "python3-pyelftools",
-    "python3-pytest",
-    "python3-rich",
-    "strace",
+#: What every guest needs to build a module, and to run dynamos and its tests.
+COMMON = (
+    "bpftool", "gcc", "iproute2", "kmod", "make", "procps", "psmisc", "python3", "python3-capstone", "python3-psutil",
+    "python3-pyelftools", "python3-pytest", "python3-rich", "strace",
 )  # fmt: skip
-#: The image package is unpacked, not installed: its scripts want a boot loader and an initramfs of their own.
-#: busybox-static conflicts with busybox, so it is unpacked too.
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that Debian ships: the suite, Debian's name of the architecture, the flavour, and what is special.
+
+    `packages` are put into its guests besides COMMON. `features` are what tests may ask for (`needs`): "bcc", and
+    "livepatch" with the reliable stack traces that it stands on. `processors` name those PROCESSORS of
+    lab/machine.py for which this kernel patches its own code in another way.
+    """
+
+    suite: str
+    architecture: str
+    flavour: str
+    packages: tuple[str, ...]
+    features: frozenset[str] = frozenset()
+    processors: tuple[str, ...] = ("max",)
+
+
+_BCC, _ALL = ("python3-bpfcc",), frozenset({"bcc", "livepatch"})
+KERNELS = {
+    "6.1": Kernel("bookworm", "amd64", "amd64", _BCC, _ALL, ("max", "its", "srso")),
+    "6.12": Kernel("trixie", "amd64", "amd64", _BCC, _ALL, ("max", "its", "srso", "stuff")),
+    "7.2": Kernel("forky", "amd64", "amd64", _BCC, _ALL, ("max", "its", "srso", "stuff")),
+    # Debian has no bcc for i386. Python's own test-suite is a load for libraries.
+    "6.1-i386": Kernel(
+        "bookworm", "i386", "686-pae", ("libbpf1", "libpython3.11-testsuite", "libssl3", "zlib1g")
+    ),
+}
+DEFAULT = "6.1"
+#: The image's packages are unpacked, not installed: their scripts want a boot loader and an initramfs of their own.
+#: busybox-static conflicts with busybox, so it is unpacked too. Newer suites have one of two places for each, and split
+#: the image.
 UNPACK = """\
 set -e
-kernel=$(chroot "$1" apt-cache depends @IMAGE@ | sed -n 's/^ *Depends: \\(linux-image-[0-9].*\\)$/\\1/p')
-mkdir "$1/lab"
-chroot "$1" sh -ec "cd /lab && apt-get -q download $kernel busybox-static && mkdir busybox kernel
-    dpkg -x linux-image-*.deb kernel && dpkg -x busybox-static_*.deb busybox
-    cp -a kernel/boot/. /boot/ && cp -a kernel/lib/modules/. /lib/modules/ && rm -r kernel *.deb"
-chroot "$1" depmod "${kernel#linux-image-}"
-"""
-#: By the name that `uname -m` has for it: Debian's name, the kernel's package, what else is wanted.
-ARCHITECTURES = {
-    "x86_64": ("amd64", "linux-image-amd64", AMD64),
-    "i386": ("i386", "linux-image-686-pae", I386),
+parts() {
+    echo $(chroot "$root" apt-cache depends $1 | sed -nE 's/^ *Depends: (linux-(image|binary|modules)-[0-9].*)$/\\1/p')
 }
+root=$1
+image=$(parts linux-image-@FLAVOUR@)
+release=${image#linux-image-}
+mkdir "$root/lab"
+chroot "$root" sh -ec "cd /lab && apt-get -q download $image $(parts $image) busybox-static && mkdir box kernel
+    dpkg -x busybox-static_*.deb box && rm busybox-static_*.deb
+    mv box/bin/busybox busybox || mv box/usr/bin/busybox busybox
+    for part in *.deb; do dpkg -x \\$part kernel; done
+    cp -a kernel/boot/. /boot/ || true
+    cp -a kernel/lib/modules/. /lib/modules/ || cp -a kernel/usr/lib/modules/. /lib/modules/
+    [ -e /boot/vmlinuz-$release ] || cp /lib/modules/$release/vmlinuz /boot/vmlinuz-$release
+    rm -r box kernel *.deb"
+chroot "$root" depmod "$release"
+"""
 #: apt's settings that a machine may need to reach its mirror; all others stay at their defaults.
 SETTINGS = re.compile(r"^Acquire::(Check-Valid-Until|Check-Date|Retries|https?::Proxy.*) ")
+#: A root that no guest was booted from for so long is dropped when another one is made.
+KEPT_DAYS = 30
 EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 
 
@@ -123,8 +136,8 @@ def _output(argv: Sequence[str]) -> str:
         raise LabError(f"{' '.join(argv)}: {error.stderr.strip()}") from None
 
 
-def sources() -> list[str]:
-    """Return apt's source lines for the guest's suite, on the mirrors that this machine uses itself.
+def sources(suite: str) -> list[str]:
+    """Return apt's source lines for a suite, on the mirrors that this machine uses itself.
 
     A mirror of Debian's security archive is told by its release ending in ``-security``.
     """
@@ -141,57 +154,62 @@ def sources() -> list[str]:
         elif "-" not in release and "/" not in release:
             main = main or uri
     if not main:
-        raise LabError("apt knows no Debian mirror: the lab needs one with the suite " + SUITE)
-    lines = [f"deb {main} {SUITE} main", f"deb {main} {SUITE}-updates main"]
-    return lines + ([f"deb {security} {SUITE}-security main"] if security else [])
+        raise LabError("apt knows no Debian mirror: the lab needs one with the suite " + suite)
+    lines = [f"deb {main} {suite} main", f"deb {main} {suite}-updates main"]
+    return lines + ([f"deb {security} {suite}-security main"] if security else [])
 
 
-def _command(tree: Path, arch: str) -> list[str]:
+def _command(tree: Path, kernel: Kernel) -> list[str]:
     """Return the mmdebstrap call that fills TREE."""
-    debian, _image, packages = ARCHITECTURES[arch]
     # Mirrors seldom fetched from lag behind the security archive's signed index for i386, and apt then trusts nothing.
-    without = ("-security main",) if arch == "i386" else ()
+    without = ("-security main",) if kernel.architecture == "i386" else ()
     settings = [line for line in _output(["apt-config", "dump"]).splitlines() if SETTINGS.match(line)]
     return [
         "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
-        f"--architectures={debian}", f"--include={','.join(packages)}",
+        f"--architectures={kernel.architecture}", f"--include={','.join(_packages(kernel))}",
         *(f"--aptopt={line}" for line in settings),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
-        f"--customize-hook={_unpack(arch)}",
-        SUITE, str(tree), *(line for line in sources() if not line.endswith(without)),
+        f"--customize-hook={_unpack(kernel)}",
+        kernel.suite, str(tree), *(line for line in sources(kernel.suite) if not line.endswith(without)),
     ]  # fmt: skip
 
 
-def _unpack(arch: str) -> str:
-    return UNPACK.replace("@IMAGE@", ARCHITECTURES[arch][1])
+def _packages(kernel: Kernel) -> tuple[str, ...]:
+    return (f"linux-headers-{kernel.flavour}", *COMMON, *kernel.packages)
 
 
-def _key(arch: str) -> str:
-    recipe = "\n".join((SUITE, *ARCHITECTURES[arch][2], _unpack(arch), *EXCLUDED, "ext4-1"))
+def _unpack(kernel: Kernel) -> str:
+    return UNPACK.replace("@FLAVOUR@", kernel.flavour)
+
+
+def _key(kernel: Kernel) -> str:
+    recipe = "\n".join((kernel.suite, kernel.architecture, *_packages(kernel), _unpack(kernel), *EXCLUDED, "ext4-1"))
     return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
-def ensure(arch: str = "x86_64") -> Root:
-    """Return an architecture's root, made now if the cache has none for this recipe (about a minute and a half)."""
-    root = Root(cache() / f"root-{_key(arch)}")
+def ensure(name: str = DEFAULT) -> Root:
+    """Return the root of one of KERNELS, made now if the cache has none for its recipe (about a minute and a half)."""
+    root = Root(cache() / f"root-{_key(KERNELS[name])}")
     if not root.folder.exists():
-        with locked("root"):
+        with locked(root.folder.name):
             if not root.folder.exists():
-                _make(root, arch)
+                _make(root, name)
+    with suppress(PermissionError):
+        os.utime(root.folder)
     return root
 
 
-def _make(root: Root, arch: str) -> None:
+def _make(root: Root, name: str) -> None:
     if os.geteuid():
         raise LabError("the lab's root file system can be made by root only: run this with sudo once")
-    told = f"lab: making the root file system of {arch} guests (once, one to three minutes) …"
+    told = f"lab: making the root file system of {name} guests (once, one to three minutes) …"
     print(told, file=sys.stderr, flush=True)
+    _drop_unused(root.folder.parent)
     partial = Root(root.folder.with_suffix(".partial"))
-    for left_over in root.folder.parent.glob("root-*.partial"):
-        shutil.rmtree(left_over)
+    shutil.rmtree(partial.folder, ignore_errors=True)
     partial.folder.mkdir(parents=True)
-    log = cache() / "root.log"
-    _logged(_command(partial.tree, arch), log)
+    log = partial.folder / "log"
+    _logged(_command(partial.tree, KERNELS[name]), log)
     kernels = sorted((partial.tree / "boot").glob("vmlinuz-*"))
     if len(kernels) != 1:
         raise LabError(f"the new root holds {len(kernels)} kernels where one was expected: see {log}")
@@ -200,6 +218,13 @@ def _make(root: Root, arch: str) -> None:
     _logged(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", "dynamos-lab",
              "-d", str(partial.tree), str(partial.image), f"{size * 5 // 4 + 64}M"], log)  # fmt: skip
     partial.folder.rename(root.folder)
+
+
+def _drop_unused(folder: Path) -> None:
+    """Remove the roots that have not been used for KEPT_DAYS, those of recipes long gone among them."""
+    for old in folder.glob("root-*/"):
+        if old.stat().st_mtime < time.time() - KEPT_DAYS * 86400:
+            shutil.rmtree(old)
 
 
 def _megabytes(tree: Path) -> int:

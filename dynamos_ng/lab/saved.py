@@ -22,17 +22,17 @@ _SECONDS = 300.0
 _BLOCK = 1 << 21
 
 
-def ensure(arch: str = "x86_64") -> Path:
-    """Return the folder of the lab's kernel of that architecture, saved now if the cache has none."""
-    guest = root.ensure(arch)
+def ensure(kernel: str = root.DEFAULT) -> Path:
+    """Return the folder of one of root.KERNELS, saved now if the cache has none."""
+    guest = root.ensure(kernel)
     folder = guest.folder / "saved"
-    with root.locked("saved"):
+    with root.locked(f"saved-{kernel}"):
         if not folder.exists():
-            save(folder, arch)
+            save(folder, kernel)
     return folder
 
 
-def save(folder: Path, arch: str = "x86_64") -> None:
+def save(folder: Path, kernel: str = root.DEFAULT) -> None:
     """Boot a guest and save its kernel into FOLDER, which must not be there; UsageError, LabError."""
     if folder.exists():
         raise UsageError(f"{folder}: is there already")
@@ -42,11 +42,11 @@ def save(folder: Path, arch: str = "x86_64") -> None:
         partial.mkdir()
     except OSError as error:
         raise UsageError(f"{folder}: {error.strerror}") from None
-    done = machine.run(["python3", "-m", "dynamos_ng.lab.saved"], timeout=_SECONDS, out_dir=partial, arch=arch)
+    done = machine.run(["python3", "-m", "dynamos_ng.lab.saved"], timeout=_SECONDS, out_dir=partial, kernel=kernel)
     if done.status:
         shutil.rmtree(partial)
         raise LabError(f"the guest could not save its kernel:\n{done.output}")
-    shutil.copyfile(root.ensure(arch).kernel, partial / "vmlinuz")
+    shutil.copyfile(root.ensure(kernel).kernel, partial / "vmlinuz")
     partial.rename(folder)
 
 

@@ -40,6 +40,8 @@ mount --bind "$FOLDER" "$TREE/mnt" && mount -t proc proc "$TREE/proc" && mount -
 [ -c "$TREE/dev/null" ] || mount --bind /dev "$TREE/dev"
 cd / && exec chroot "$TREE" "$@"
 """
+#: Whose root has the libraries.
+KERNEL = {"x86_64": "6.1", "i386": "6.1-i386"}
 REDIRECTED = {
     "DYNAMOS_AGENT": "/mnt",
     "LD_PRELOAD": ":".join(("/mnt/agent.so", *(name for name in LIBRARIES if name != "libc.so.6"))),
@@ -79,11 +81,11 @@ class World:
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, thorough: bool) -> World:
     """Clone the libraries of an architecture's root, two at a time; of the largest half, if time is short."""
     arch = next(arch for arch in known.ALL if arch.name == request.param)
-    tree = root.ensure(arch.name).tree
+    tree = root.ensure(KERNEL[arch.name]).tree
     folder = tmp_path_factory.mktemp(arch.name)
     library.agent(folder, 8 * arch.word)
     shutil.copy(HERE / "driver.py", folder)
-    shutil.copytree(root.ensure("i386").tree / "usr/lib/python3.11/test", folder / "suite/test")
+    shutil.copytree(root.ensure(KERNEL["i386"]).tree / "usr/lib/python3.11/test", folder / "suite/test")
     (files,) = tree.glob("usr/lib/*-linux-gnu")
     paths = [files / name for name in LIBRARIES]
     firsts = [library.USE + 16 * SHARE * number for number in range(len(paths))]
