@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from dynamos_ng import bpfmaps, host, modules, probes, uapi
+from dynamos_ng import bpfmaps, host, modules, neighbours, probes, uapi
 from dynamos_ng.build import dynamos_ko
 from dynamos_ng.build.description import module_name, update_name
 from dynamos_ng.device import Device
@@ -35,9 +35,11 @@ from dynamos_ng.model import (
     Quiescence,
     Snapshot,
     StackWalk,
+    Switch,
     Update,
     UpdateStatus,
 )
+from dynamos_ng.neighbours import Kprobe
 from dynamos_ng.policy import Rule, check_class
 
 #: How long a removal waits for quiescence unless told otherwise (the paper's section 4.2).
@@ -55,6 +57,7 @@ class Manager:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._symbols_of: tuple[str, Symbols | None] = "", None
+        self._unwatched: dict[str, str] = {}
         self._undo = ExitStack()
         with ExitStack() as undo:
             dynamos_ko.ensure_loaded()
@@ -109,6 +112,7 @@ class Manager:
     def status(self) -> Snapshot:
         """Return everything that a table or a dashboard shows."""
         counts = self._probes.counts()
+        others = neighbours.kprobes()
         return Snapshot(
             updates=tuple(
                 UpdateStatus(
@@ -116,7 +120,11 @@ class Manager:
                     update.state,
                     tuple(
                         FunctionStatus(
-                            function, self.uses(function), self._maps.row(function.id), counts.get(function.name)
+                            function,
+                            self.uses(function),
+                            self._maps.row(function.id),
+                            counts.get(function.name),
+                            self._notes(function, others),
                         )
                         for function in update.functions
                     ),
@@ -124,6 +132,35 @@ class Manager:
                 for update in self.updates()
             ),
         )
+
+    def _notes(self, function: Function, others: Iterable[Kprobe]) -> tuple[str, ...]:
+        """Return what one must know of a function beside its counts: why it is not watched, and who is in the way."""
+        notes = [f"livepatch {name} replaces it: its calls reach no edition" for name in self._livepatches(function)]
+        if function.state is FunctionState.REDIRECTED:
+            behind = neighbours.within(others, function.site + 1, function.address + function.size)
+            notes += [f"{probe} is silent: calls leave before it" for probe in behind]
+        if reason := self._unwatched.get(function.name):
+            notes.append(f"bcc does not count the original: {reason}")
+        return tuple(notes)
+
+    def _livepatches(self, function: Function) -> tuple[str, ...]:
+        """Return the names of the live patches that replace a function."""
+        found = neighbours.livepatches(function.name)
+        if not found:
+            return ()
+        named = [symbol.address for symbol in self._symbols().find(function.name)]
+        return tuple(patch for patch, position in found if named[position - 1 : position] == [function.address])
+
+    def _switch(self, attempt: Callable[[], Switch], functions: Iterable[Function]) -> Switch:
+        """Make a stop; where foreign bytes stand in the way, say whose they are, if that is known."""
+        try:
+            return _insist(attempt)
+        except KernelRefused as error:
+            if error.errno != errno.EILSEQ:
+                raise
+            probes = neighbours.kprobes()
+            found = [p for f in functions for p in neighbours.within(probes, f.site, f.site + len(f.trampoline))]
+            raise KernelRefused("\n  ".join([str(error), *map(str, found)]), error.errno) from None
 
     def walk(self, functions: Iterable[Function], *, originals: bool = False) -> StackWalk:
         """Walk all stacks for addresses inside the functions' editions; edition 0 is the original's own image."""
@@ -163,7 +200,7 @@ class Manager:
             found = Function(
                 -1, function, "", FunctionState.LOADED, symbol.address, symbol.size, 0, 0, 0, b"", b"", ()
             )
-        self._probes.watch([function])
+        self._watch([function])
         samples = None
         if seconds > 0:
             ranges = [(found.address, found.address + found.size)]
@@ -195,8 +232,14 @@ class Manager:
             update = self.update(name)
             if not watch:
                 return update
-            refused = self._probes.watch([function.name for function in update.functions])
-            return replace(update, unwatched=tuple((one.name, one.reason) for one in refused))
+            return replace(update, unwatched=self._watch([function.name for function in update.functions]))
+
+    def _watch(self, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Count calls of originals; return name and reason of those where that cannot be done."""
+        refused = tuple((one.name, one.reason) for one in self._probes.watch(names))
+        with self._lock:
+            self._unwatched = {name: why for name, why in self._unwatched.items() if name not in names} | dict(refused)
+        return refused
 
     def activate(
         self, name: str, *, edition: int | None = None, classes: Sequence[int] | None = None
@@ -213,12 +256,19 @@ class Manager:
                 chosen = function.newest if edition is None else edition
                 _check_edition(function, chosen)
                 rows[function.id] = _row(chosen, classes)
+            for function in update.functions:
+                if patches := self._livepatches(function):
+                    raise KernelRefused(
+                        f"activate {function.name}: livepatch {patches[-1]} replaces it, and its calls would reach no "
+                        f"edition: take that away first: echo 0 > {neighbours.LIVEPATCH / patches[-1]}/enabled",
+                        errno.EEXIST,
+                    )
             before = tuple(self._measure(function) for function in update.functions)
             old = {number: self._maps.row(number) for number in rows}
             for number, row in rows.items():
                 self._maps.set_row(number, row)
             try:
-                switch = _insist(lambda: self._device.activate(update.functions))
+                switch = self._switch(lambda: self._device.activate(update.functions), update.functions)
             except DynamosError:
                 for number, row in old.items():
                     self._maps.set_row(number, row)
@@ -233,7 +283,7 @@ class Manager:
         with self._lock:
             update = self.update(name)
             before = tuple(self._measure(function) for function in update.functions)
-            switch = _insist(lambda: self._device.deactivate(update.functions))
+            switch = self._switch(lambda: self._device.deactivate(update.functions), update.functions)
             return self._changed("deactivate", update, before, switch.stop_ns)
 
     def _changed(self, verb: str, update: Update, before: tuple[Quiescence, ...], stop_ns: int) -> Change:
@@ -253,7 +303,7 @@ class Manager:
             active = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
             stop_ns = 0
             if active:
-                stop_ns = _insist(lambda: self._device.deactivate(active)).stop_ns
+                stop_ns = self._switch(lambda: self._device.deactivate(active), active).stop_ns
         deadline = None if wait is None else time.monotonic() + wait
         while True:
             try:
@@ -264,12 +314,14 @@ class Manager:
                     with self._lock:
                         walk = self.walk(update.functions)
                         if active:
-                            _insist(lambda: self._device.activate(active))
+                            self._switch(lambda: self._device.activate(active), active)
                     raise Busy(_held(update, walk, wait or 0.0, bool(active))) from None
                 time.sleep(0.1)
         with self._lock:
             after = tuple(self._measure(function) for function in self.update(name).functions)
             self._probes.unwatch([function.name for function in update.functions])
+            for function in update.functions:
+                self._unwatched.pop(function.name, None)
             modules.unload(update.module)
             return Change("unload", update.name, FunctionState.LOADED, before, after, stop_ns)
 

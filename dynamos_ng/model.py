@@ -194,12 +194,16 @@ class Change:
 
 @dataclass(frozen=True)
 class FunctionStatus:
-    """A function, its use counters, its row of the editions map, and what the probes counted, if any watch it."""
+    """A function, its use counters, its row of the editions map, and what the probes counted, if any watch it.
+
+    `notes` say what else is to be known: other users of the function, and why no probes watch it.
+    """
 
     function: Function
     uses: tuple[EditionUse, ...]
     row: bytes
     probes: CallCounts | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

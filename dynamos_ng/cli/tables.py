@@ -61,6 +61,10 @@ def status(snapshot: dict[str, Any]) -> None:
                 )  # fmt: skip
                 first, name = ["", ""], ""
     console.print(table)
+    for update in snapshot["updates"]:
+        for status in update["functions"]:
+            for note in status["notes"]:
+                console.print(f"{status['function']['name']}: {note}", markup=False)
 
 
 def _classes_by_edition(row: bytes) -> dict[int, str]:

@@ -369,9 +369,9 @@ def test_a_function_traced_while_it_is_cloned_stays_traced(cloned: Callable[...,
 
 
 @contextmanager
-def probed(name: str, address: int) -> Iterator[Callable[[], int]]:
-    """Put a kprobe at an address; what is given returns how often it was hit."""
-    kprobes.define_entry(name, f"{address:#x}")
+def probed(name: str, place: int | str) -> Iterator[Callable[[], int]]:
+    """Put a kprobe at an address, or at SYMBOL+OFFSET; what is given returns how often it was hit."""
+    kprobes.define_entry(name, place if isinstance(place, str) else f"{place:#x}")
     enable = tracefs() / "events" / kprobes.GROUP / name / "enable"
     try:
         enable.write_text("1")

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         "kernel access",
         frozenset(
             {"image", "kallsyms", "memory", "build", "bpf", "bpfmaps", "device", "host", "kprobes", "modules",
-             "probes", "stacks", "survey", "vmlinuz"}
+             "neighbours", "probes", "stacks", "survey", "vmlinuz"}
         ),
     ),
     ("manager", frozenset({"manager", "quiescence", "journal"})),

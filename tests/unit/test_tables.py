@@ -58,6 +58,14 @@ def test_status_tells_state_use_and_classes_of_each_edition(screen: StringIO) ->
     assert second.split() == ["v2", "9", "9", "0", "1-2"]
 
 
+def test_status_goes_on_telling_what_is_to_be_known_of_a_function(screen: StringIO) -> None:
+    notes = ("bcc does not count the original: the kernel allows no probes there", "livepatch fix replaces it")
+    status = FunctionStatus(FUNCTION, USES, ROW, None, notes)
+    tables.status(plain(Snapshot((UpdateStatus("cmdline", FunctionState.REDIRECTED, (status,)),))))
+    text = " ".join(lines(screen))
+    assert all(f"cmdline_proc_show: {note}" in text for note in notes)
+
+
 def test_quiescence_names_who_is_inside_and_what_bcc_missed(screen: StringIO) -> None:
     holders = tuple(
         Holder(100 + n, 100 + n, "reader", 20, 1, "cmdline_proc_show", 1, (), ("__schedule+0x1", "schedule+0x5"))
