@@ -57,6 +57,10 @@ def command_line(argv: list[str]) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "dynamos_ng"):
             raise
+        if argv[0] == "doctor":
+            from dynamos_ng import doctor
+
+            return doctor.main("--json" in argv)
         if argv[0] in ("-h", "--help"):
             sys.stdout.write(HELP)
             return 0

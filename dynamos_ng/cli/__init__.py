@@ -13,7 +13,7 @@ from typing import Any
 from dynamos_ng import __version__, control, lab
 from dynamos_ng.build.description import FILE
 from dynamos_ng.build.update import build
-from dynamos_ng.cli import survey, tables
+from dynamos_ng.cli import doctor, survey, tables
 from dynamos_ng.errors import DynamosError, UsageError
 
 EXITS = """\
@@ -165,6 +165,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--function", help="with --edition: what a class, or without --class all of them, get")
     one.add_argument("--class", dest="policy_class", type=_class, metavar="C", help="policy class, 0 to 255")
     one.add_argument("--edition", type=int, metavar="N")
+
+    verb("doctor", doctor.main, "what works on this kernel, what does not, and why; changes nothing")
 
     one = verbs.add_parser("survey", help="which functions of a kernel can be cloned, and why not the others")
     one.set_defaults(run=survey.main)

@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     ("manager", frozenset({"manager", "quiescence", "journal"})),
     ("daemon", frozenset({"daemon", "control"})),
-    ("command line", frozenset({"cli", "dashboard", "demo", "lab", "setup", "__main__"})),
+    ("command line", frozenset({"cli", "dashboard", "demo", "doctor", "facts", "lab", "setup", "__main__"})),
 )  # fmt: skip
 RANK = {module: rank for rank, (_, modules) in enumerate(LAYERS) for module in modules}
 ONLY_IMPORTER = {"bcc": {"probes"}, "psutil": {"host"}, "capstone": {"arch", "rewrite"}}
@@ -86,7 +86,7 @@ def test_a_library_has_few_importers(library: str) -> None:
     assert importers <= ONLY_IMPORTER[library]
 
 
-@pytest.mark.parametrize("module", ["__main__", "setup", "lab", "errors"])
+@pytest.mark.parametrize("module", ["__main__", "doctor", "facts", "setup", "lab", "errors"])
 def test_a_fresh_machine_can_start(module: str) -> None:
     """Before anything is installed there is only the standard library."""
     standard = sys.stdlib_module_names | {"dynamos_ng"}
