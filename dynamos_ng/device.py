@@ -51,7 +51,11 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Info:
-    """What the module is, and the constants that generated code needs; offsets in bytes."""
+    """What the module is, and the constants that generated code and BPF programs need; offsets in bytes.
+
+    `pid_offset`, `tgid_offset` and `signal_offset` are of members of struct task_struct, `live_offset` is one of
+    struct signal_struct.
+    """
 
     abi: int
     current_offset: int
@@ -61,6 +65,9 @@ class Info:
     functions: int
     redirected: int
     map_ids: tuple[int, int, int]
+    pid_offset: int
+    signal_offset: int
+    live_offset: int
 
 
 def meaning(number: int) -> str:
@@ -117,6 +124,9 @@ class Device(Closing):
             raw.functions,
             raw.redirected,
             (raw.map_id[0], raw.map_id[1], raw.map_id[2]),
+            raw.pid_offset,
+            raw.signal_offset,
+            raw.live_offset,
         )
 
     def set_maps(self, policy_fd: int, editions_fd: int, use_fd: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI = 1
+ABI = 2
 FUNCTIONS_MAX = 1024
 EDITIONS_MAX = 16
 CLASSES = 256
@@ -38,7 +38,9 @@ class Info(c.Structure):
         ("functions", c.c_uint32),
         ("redirected", c.c_uint32),
         ("map_id", c.c_uint32 * 3),
-        ("reserved", c.c_uint32),
+        ("pid_offset", c.c_uint32),
+        ("signal_offset", c.c_uint32),
+        ("live_offset", c.c_uint32),
     ]
 
 

@@ -5,6 +5,7 @@
 #include <linux/capability.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/threads.h>
@@ -42,6 +43,9 @@ static int ioctl_info(void __user *arg)
 	info.abi = DYNAMOS_ABI;
 	info.current_offset = arch_current_offset();
 	info.tgid_offset = offsetof(struct task_struct, tgid);
+	info.pid_offset = offsetof(struct task_struct, pid);
+	info.signal_offset = offsetof(struct task_struct, signal);
+	info.live_offset = offsetof(struct signal_struct, live);
 	info.pid_limit = PID_MAX_LIMIT;
 	info.anchor = (unsigned long)&init_task;
 	mutex_lock(&redirect_lock);

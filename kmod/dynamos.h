@@ -33,7 +33,7 @@ void maps_ids(u32 id[3]);
 u8 *editions_row(u32 function);
 void __percpu *use_counter(u32 function, u32 edition);
 void use_reset(u32 function, u32 edition);
-u64 use_in_flight(u32 function, u32 edition);
+unsigned long use_in_flight(u32 function, u32 edition);
 
 /* redirect.c: the table of functions and their states. */
 extern struct mutex redirect_lock;

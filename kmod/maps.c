@@ -21,6 +21,16 @@ struct use_count {
 	u64 exited;
 };
 
+/*
+ * A processor of 32 bits counts the low word and then carries, perhaps after a
+ * while and on another CPU. The low words alone are always right, modulo their
+ * size, and no difference between them comes near that.
+ */
+static unsigned long use_word(const u64 *count)
+{
+	return READ_ONCE(*(const unsigned long *)count);
+}
+
 enum { POLICY, EDITIONS, USE, NR_MAPS };
 
 struct map_shape {
@@ -153,16 +163,16 @@ void use_reset(u32 function, u32 edition)
  * Exits are summed before entries: a call that runs while we sum is then seen
  * too often rather than never.
  */
-u64 use_in_flight(u32 function, u32 edition)
+unsigned long use_in_flight(u32 function, u32 edition)
 {
 	struct use_count __percpu *use = use_counter(function, edition);
-	u64 entered = 0, exited = 0;
+	unsigned long entered = 0, exited = 0;
 	int cpu;
 
 	for_each_possible_cpu(cpu)
-		exited += READ_ONCE(per_cpu_ptr(use, cpu)->exited);
+		exited += use_word(&per_cpu_ptr(use, cpu)->exited);
 	smp_rmb(); /* orders the two sums; each CPU counts in program order */
 	for_each_possible_cpu(cpu)
-		entered += READ_ONCE(per_cpu_ptr(use, cpu)->entered);
+		entered += use_word(&per_cpu_ptr(use, cpu)->entered);
 	return entered - exited;
 }

@@ -6,12 +6,13 @@
  * Each ioctl takes one structure. Its first member is its size, set by the
  * caller; members named "reserved" must be zero. Fields marked "out" are
  * written back, also when the call fails, so that a refusal names its cause.
- * A call that fails has changed nothing.
+ * A call that fails has changed nothing. Every member lies at a multiple of its
+ * own size, so that all is the same for 32 and 64 bits.
  *
  * In the order of a change's life:
  *
  *	INFO		what this module is, and the constants that generated
- *			code needs
+ *			code and BPF programs need
  *	MAPS		hand over the policy, editions and use maps (once; again
  *			with the same maps is a no-op)
  *	(insmod)	an update module registers its functions
@@ -67,7 +68,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define DYNAMOS_ABI		1
+#define DYNAMOS_ABI		2
 #define DYNAMOS_FUNCTIONS_MAX	1024	/* registered at one time */
 #define DYNAMOS_EDITIONS_MAX	16	/* per function; number 0 is not used */
 #define DYNAMOS_CLASSES		256	/* policy classes: one byte per process */
@@ -96,7 +97,9 @@ struct dynamos_info {
 	__u32 functions;	/* out: registered now */
 	__u32 redirected;	/* out: redirected now */
 	__u32 map_id[3];	/* out: policy, editions, use; 0 when not set */
-	__u32 reserved;
+	__u32 pid_offset;	/* out: of pid in struct task_struct */
+	__u32 signal_offset;	/* out: of signal in struct task_struct */
+	__u32 live_offset;	/* out: of live in struct signal_struct */
 };
 
 struct dynamos_maps {
