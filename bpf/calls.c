@@ -3,14 +3,14 @@
  * Entries and returns of watched functions. One pair of programs serves all
  * of them: the cookie of each attachment is the function's slot.
  *
- * SLOTS: how many functions can be watched, given by probes.py.
+ * CALLS_ENTRIES: how many functions can be watched.
  */
 struct calls {
 	u64 entries;
 	u64 exits;
 };
 
-BPF_PERCPU_ARRAY(calls, struct calls, SLOTS);
+BPF_PERCPU_ARRAY(calls, struct calls, CALLS_ENTRIES);
 
 int on_entry(void *ctx)
 {

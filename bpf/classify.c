@@ -17,19 +17,11 @@
  * read it from task_struct. The byte is written whole, and only when it
  * changes: most systems have most processes in class 0.
  *
- * probes.py gives POLICY_PIN and RULES_PIN, the paths of the maps, and TASK_PID,
- * TASK_TGID, TASK_SIGNAL and SIGNAL_LIVE, offsets of members in the kernel's
- * structures; without BTF to read those from, they come from the headers, which
- * take twenty times as long to compile as all the rest.
+ * POLICY_PIN and RULES_PIN are the paths of the maps; TASK_PID, TASK_TGID,
+ * TASK_SIGNAL and SIGNAL_LIVE offsets of members in the kernel's structures,
+ * which dynamos.ko knows. A pointer has 64 bits here and may have 32 in the
+ * kernel: what is read too much of one is cut off again by the next call.
  */
-#ifndef TASK_PID
-#include <linux/sched/signal.h>
-#define TASK_PID offsetof(struct task_struct, pid)
-#define TASK_TGID offsetof(struct task_struct, tgid)
-#define TASK_SIGNAL offsetof(struct task_struct, signal)
-#define SIGNAL_LIVE offsetof(struct signal_struct, live)
-#endif
-
 struct octet {
 	u8 class[8];
 };

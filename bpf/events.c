@@ -2,16 +2,9 @@
 /*
  * Forks, execs and exits of processes, for the daemon's log. Nothing depends on
  * them: the classes are kept up by classify.c. What the reader is too slow for is
- * counted as lost. TASK_PID and the like: see classify.c. PAGES: the room for events.
+ * counted as lost. TASK_PID and the like: see classify.c. EVENTS_ENTRIES: the
+ * room for events, in pages.
  */
-#ifndef TASK_PID
-#include <linux/sched/signal.h>
-#define TASK_PID offsetof(struct task_struct, pid)
-#define TASK_TGID offsetof(struct task_struct, tgid)
-#define TASK_SIGNAL offsetof(struct task_struct, signal)
-#define SIGNAL_LIVE offsetof(struct signal_struct, live)
-#endif
-
 enum { FORK, EXEC, EXIT };
 
 struct event {
@@ -21,16 +14,21 @@ struct event {
 	char comm[16];
 };
 
-BPF_RINGBUF_OUTPUT(events, PAGES);
+BPF_RINGBUF_OUTPUT(events, EVENTS_ENTRIES);
 BPF_PERCPU_ARRAY(lost, u64, 1);
 
 static __always_inline int put(u32 kind, u32 tgid, u32 parent)
 {
 	struct event event = { .kind = kind, .tgid = tgid, .parent = parent };
+	u32 zero = 0;
+	u64 *count;
 
 	bpf_get_current_comm(&event.comm, sizeof(event.comm));
-	if (events.ringbuf_output(&event, sizeof(event), 0))
-		lost.increment(0);
+	if (!events.ringbuf_output(&event, sizeof(event), 0))
+		return 0;
+	count = lost.lookup(&zero);
+	if (count)
+		(*count)++;
 	return 0;
 }
 

@@ -3,7 +3,7 @@
  * Kernel stacks at regular moments of every CPU. What finds no room is counted
  * as lost, and so is a stack whose hash is another one's.
  *
- * STACKS: how many different stacks there is room for, given by probes.py.
+ * STACKS_ENTRIES, SAMPLES_ENTRIES: how many different stacks there is room for.
  */
 #define NO_KERNEL_STACK	-14	/* -EFAULT: the CPU was in user space */
 
@@ -13,8 +13,8 @@ struct totals {
 	u64 lost;
 };
 
-BPF_STACK_TRACE(stacks, STACKS);
-BPF_HASH(samples, int, u64, STACKS);
+BPF_STACK_TRACE(stacks, STACKS_ENTRIES);
+BPF_HASH(samples, int, u64, SAMPLES_ENTRIES);
 BPF_PERCPU_ARRAY(totals, struct totals, 1);
 
 int on_sample(void *ctx)

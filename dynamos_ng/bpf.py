@@ -1,6 +1,6 @@
 """bpf(2) and perf_event_open(2) by ctypes: what the pinned maps and the probes need of them, and no more.
 
-No library and no compiler is needed, so this also works where bcc is not to be had. Layouts: union bpf_attr of
+No library and no compiler is needed. Layouts: union bpf_attr of
 include/uapi/linux/bpf.h and struct perf_event_attr of include/uapi/linux/perf_event.h. Every function raises
 OSError with the kernel's errno; whoever knows what was wanted turns it into words.
 """
@@ -21,12 +21,16 @@ _OBJ_PIN, _OBJ_GET = 6, 7
 _PROG_FD_BY_ID, _MAP_FD_BY_ID, _OBJ_INFO = 13, 14, 15
 _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 17, 28
 
-MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY = 1, 2, 6
+MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_RINGBUF = 1, 2, 6, 27
+PROGRAM_KPROBE, PROGRAM_PERF_EVENT, PROGRAM_RAW_TRACEPOINT = 2, 7, 17
 F_MMAPABLE = 1 << 10
 _LINK_RAW_TRACEPOINT = 1
 _ATTACH_PERF_EVENT = 41
 
+_PERF_TYPE_SOFTWARE, _PERF_CPU_CLOCK = 1, 0
 _PERF_TYPE_TRACEPOINT = 2
+#: Disabled: nothing is armed before the program is there.
+_PERF_DISABLED, _PERF_FREQUENCY = 1, 1 << 10
 _PERF_FLAG_FD_CLOEXEC = 8
 _PERF_EVENT_IOC_ENABLE = 0x2400
 
@@ -309,24 +313,24 @@ def attach_to_trace_event(event_id: int, program: int, cookie: int) -> tuple[int
     The program reads `cookie` with bpf_get_attach_cookie().
     """
     attr = _PerfAttr(
-        type=_PERF_TYPE_TRACEPOINT,
-        size=c.sizeof(_PerfAttr),
-        config=event_id,
-        sample_period=1,
-        flags=1,  # disabled: nothing is armed before the program is there
-        wakeup_events=1,
+        type=_PERF_TYPE_TRACEPOINT, config=event_id, sample_period=1, flags=_PERF_DISABLED, wakeup_events=1
     )
     # The CPU only says where perf would keep samples; programs run wherever the event is hit.
-    perf = int(
-        _libc.syscall(
-            c.c_long(_SYS_PERF_EVENT_OPEN),
-            c.byref(attr),
-            c.c_long(-1),
-            c.c_long(0),
-            c.c_long(-1),
-            c.c_ulong(_PERF_FLAG_FD_CLOEXEC),
-        )
+    return _attach_to_perf_event(attr, 0, program, cookie)
+
+
+def attach_to_clock(cpu: int, hertz: int, program: int) -> tuple[int, int]:
+    """Run a program so many times a second on one CPU, and return (perf event, link) as `attach_to_trace_event`."""
+    attr = _PerfAttr(
+        type=_PERF_TYPE_SOFTWARE, config=_PERF_CPU_CLOCK, sample_period=hertz, flags=_PERF_DISABLED | _PERF_FREQUENCY
     )
+    return _attach_to_perf_event(attr, cpu, program, 0)
+
+
+def _attach_to_perf_event(attr: _PerfAttr, cpu: int, program: int, cookie: int) -> tuple[int, int]:
+    attr.size = c.sizeof(attr)
+    arguments = (c.byref(attr), c.c_long(-1), c.c_long(cpu), c.c_long(-1), c.c_ulong(_PERF_FLAG_FD_CLOEXEC))
+    perf = int(_libc.syscall(c.c_long(_SYS_PERF_EVENT_OPEN), *arguments))
     if perf < 0:
         number = c.get_errno()
         raise OSError(number, os.strerror(number))

@@ -42,15 +42,22 @@ SHAPES = {
 #: Inode of the first PID namespace (PROC_PID_INIT_INO of include/linux/proc_ns.h).
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 _PAGE = 4096
+#: Whether the kernel reads and writes 64 bits at once.
+_WHOLE_WORDS = struct.calcsize("P") == 8
+
+
+def cpus(which: str) -> list[int]:
+    """Return the numbers of the "possible" or "online" CPUs."""
+    found: list[int] = []
+    for part in Path("/sys/devices/system/cpu", which).read_text().strip().split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def possible_cpus() -> int:
     """Return how many values an element of a per-CPU map has."""
-    count = 0
-    for part in Path("/sys/devices/system/cpu/possible").read_text().strip().split(","):
-        first, _, last = part.partition("-")
-        count += int(last or first) - int(first) + 1
-    return count
+    return len(cpus("possible"))
 
 
 def pair_sums(fd: int, index: int, cpus: int) -> tuple[int, int]:
@@ -60,9 +67,24 @@ def pair_sums(fd: int, index: int, cpus: int) -> tuple[int, int]:
     CPUs it begins and ends.
     """
     key = struct.pack("=I", index)
-    ended = sum(struct.unpack(f"={2 * cpus}Q", bpf.lookup(fd, key, 16 * cpus))[1::2])
-    began = sum(struct.unpack(f"={2 * cpus}Q", bpf.lookup(fd, key, 16 * cpus))[0::2])
+    ended = sum(_whole(fd, key, cpus)[1::2])
+    began = sum(_whole(fd, key, cpus)[0::2])
+    if not _WHOLE_WORDS:
+        # A carry may still be on its way, but the low words are right (kmod/maps.c), and so is their difference.
+        began = ended + (began - ended) % (1 << 32)
     return began, ended
+
+
+def _whole(fd: int, key: bytes, cpus: int) -> tuple[int, ...]:
+    """Return the numbers of an element of pairs on all CPUs, none of them read half before and half after a carry."""
+    form = f"={2 * cpus}Q"
+    values: tuple[int, ...] = struct.unpack(form, bpf.lookup(fd, key, 16 * cpus))
+    while not _WHOLE_WORDS:
+        again = struct.unpack(form, bpf.lookup(fd, key, 16 * cpus))
+        if all(old >> 32 == new >> 32 for old, new in zip(values, again, strict=True)):
+            break
+        values = again
+    return values
 
 
 class Maps(Closing):

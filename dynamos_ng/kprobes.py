@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import struct
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,8 @@ GROUP = "dynamos"
 #: The most instances of a kretprobe that the kernel takes (KRETPROBE_MAXACTIVE_MAX).
 MAXACTIVE_MAX = 4096
 
+#: Of an address in the kernel's list of probes.
+_DIGITS = 2 * struct.calcsize("P")
 _NAME = re.compile(rf":{GROUP}/(\w*?_(\d+)_\d+_\d+) ")
 
 
@@ -78,7 +81,7 @@ def profile() -> dict[str, tuple[int, int]]:
 
 def uses_breakpoint(place: str) -> bool:
     """Return whether a defined probe would write a breakpoint, there being no ftrace site to use."""
-    wanted = f" {place}+0x" if not place.startswith("0x") else place.removeprefix("0x").rjust(16, "0") + " "
+    wanted = f" {place}+0x" if not place.startswith("0x") else place.removeprefix("0x").rjust(_DIGITS, "0") + " "
     try:
         lines = Path("/sys/kernel/debug/kprobes/list").read_text().splitlines()
     except FileNotFoundError:

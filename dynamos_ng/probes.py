@@ -1,32 +1,28 @@
-"""bcc: classification in the kernel, calls of functions, sampled stacks, forks and execs. The only importer of bcc.
+"""BPF: classification in the kernel, calls of functions, sampled stacks, forks and execs.
 
-Compiling is what costs (seconds), so each family of probes is compiled when it is first asked for, and the
-classification only when no working one is pinned.
+`engine` compiles and loads the programs. Compiling is what costs (seconds), so each family of probes is compiled when
+it is first asked for, and the classification only when no working one is pinned.
 """
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import hashlib
-import importlib
 import os
 import struct
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dynamos_ng import bpf, bpfmaps, btf, kprobes, stacks
+from dynamos_ng import bpf, bpfmaps, engine, kprobes, stacks
 from dynamos_ng.closing import Closing
-from dynamos_ng.errors import KernelRefused, MissingTool
+from dynamos_ng.device import Device
+from dynamos_ng.engine import Programs, Source
+from dynamos_ng.errors import KernelRefused
 from dynamos_ng.model import CallCounts
 from dynamos_ng.stacks import Sampler, Samples
-
-SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 
 #: How many functions one Probes can watch at one time.
 SLOTS = 1024
@@ -39,84 +35,34 @@ _CLASSIFIERS = {
 }
 
 
-def _bcc() -> Any:
-    try:
-        return importlib.import_module("bcc")
-    except ImportError:
-        raise MissingTool("bcc's Python module is not there: apt-get install python3-bpfcc") from None
-
-
-def _compile(source: str, **defines: str | int) -> Any:
-    """Compile one file of bpf/ and return bcc's object, to be given to `_release` at the end."""
-    bcc = _bcc()
-    flags = [f"-D{name}={value}" for name, value in defines.items()]
-    # Kernels from 6.12 on use anonymous members in headers that bcc 0.26 does not know.
-    flags += ["-fms-extensions", "-w"]
-    try:
-        return bcc.BPF(text=(SOURCES / source).read_bytes(), cflags=flags)
-    except Exception as error:  # bcc raises nothing more precise
-        raise MissingTool(
-            f"bcc cannot compile {SOURCES / source}: {error}; are the headers of the running kernel installed? "
-            f"apt-get install linux-headers-{os.uname().release}"
-        ) from None
-
-
-def _release(module: Any) -> None:
-    """Detach and close everything of a bcc object, which otherwise lives as long as the process."""
-    atexit.unregister(module.cleanup)
-    module.cleanup()
-
-
-def _load(module: Any, name: str, kind: int) -> int:
-    """Load one program and return its descriptor, which the bcc object owns."""
-    try:
-        return int(module.load_func(name.encode(), kind).fd)
-    except Exception as error:  # bcc raises nothing more precise
-        raise KernelRefused(f"BPF program {name}: {error}") from None
-
-
-def _table(module: Any, name: str) -> int:
-    """Return the descriptor of a map, which the bcc object owns."""
-    return int(module[name.encode()].map_fd)
-
-
-def _task_offsets(path: Path) -> dict[str, int]:
-    """Return as macros where the programs find things in a task; nothing when the kernel has no BTF to say so."""
-    try:
-        types = btf.Btf(path)
-    except OSError:
-        return {}
-    found = {
-        "TASK_PID": types.offset("task_struct", "pid"),
-        "TASK_TGID": types.offset("task_struct", "tgid"),
-        "TASK_SIGNAL": types.offset("task_struct", "signal"),
-        "SIGNAL_LIVE": types.offset("signal_struct", "live"),
-    }
-    certain = {name: offset for name, offset in found.items() if offset is not None}
-    return certain if len(certain) == len(found) else {}
+def _offsets() -> tuple[int, ...]:
+    """Return where the programs find things in a task, which dynamos.ko knows: it was compiled for this kernel."""
+    with Device() as device:
+        info = device.info()
+    return info.pid_offset, info.tgid_offset, info.signal_offset, info.live_offset
 
 
 # Classification
 
 
 def _digest() -> str:
-    return hashlib.sha256((SOURCES / "classify.c").read_bytes()).hexdigest()[:12]
+    return hashlib.sha256((engine.SOURCES / "classify.c").read_bytes()).hexdigest()[:12]
 
 
-def ensure_classification(directory: Path = bpfmaps.PIN_DIR, types: Path = btf.VMLINUX) -> bool:
+def ensure_classification(directory: Path = bpfmaps.PIN_DIR) -> bool:
     """See to it that fork, exec and exit keep up the policy map; return whether that was so already.
 
     The programs' links are pinned beside the maps, under a name made of their source: a restarted daemon takes
     them over as they are; one with other programs attaches its own before it takes the old ones away.
-    `types` is the kernel's BTF, which makes compiling quick.
+    dynamos.ko must be loaded.
     """
     try:
-        return _ensure(directory, directory / f"classify-{_digest()}", types)
+        return _ensure(directory, directory / f"classify-{_digest()}")
     except OSError as error:
         raise KernelRefused(f"classification in {directory}: {error.strerror}", error.errno or 0) from None
 
 
-def _ensure(directory: Path, links: Path, types: Path) -> bool:
+def _ensure(directory: Path, links: Path) -> bool:
     maps = {name: _map_id(directory / name) for name in ("policy", "rules")}
     missing = [
         tracepoint
@@ -125,17 +71,11 @@ def _ensure(directory: Path, links: Path, types: Path) -> bool:
     ]
     if missing:
         links.mkdir(mode=0o700, exist_ok=True)
-        module = _compile(
-            "classify.c",
-            POLICY_PIN=f'"{directory / "policy"}"',
-            RULES_PIN=f'"{directory / "rules"}"',
-            **_task_offsets(types),
-        )
-        try:
+        pins = {name: directory / name for name in maps}
+        source = Source("classify.c", bpf.PROGRAM_RAW_TRACEPOINT, pins=pins, offsets=_offsets())
+        with engine.load(source) as programs:
             for tracepoint in missing:
-                _attach_pinned(module, tracepoint, links / tracepoint)
-        finally:
-            _release(module)
+                _attach_pinned(programs, tracepoint, links / tracepoint)
     for old in directory.glob("classify-*"):
         if old != links:
             for link in old.iterdir():
@@ -168,9 +108,8 @@ def _answers(path: Path, tracepoint: str, maps: set[int]) -> bool:
         return maps <= bpf.program_maps(program)
 
 
-def _attach_pinned(module: Any, tracepoint: str, path: Path) -> None:
-    program = _load(module, _CLASSIFIERS[tracepoint][0], _bcc().BPF.RAW_TRACEPOINT)
-    link = bpf.raw_tracepoint_open(tracepoint, program)
+def _attach_pinned(programs: Programs, tracepoint: str, path: Path) -> None:
+    link = bpf.raw_tracepoint_open(tracepoint, programs.program(_CLASSIFIERS[tracepoint][0]))
     try:  # attached from here on: the pin of a link that does not answer can go
         path.unlink(missing_ok=True)
         bpf.pin(link, path)
@@ -236,7 +175,8 @@ class Probes(Closing):
         self._programs = (-1, -1)
         self._sampler: Sampler | None = None
         self._sampling = threading.Lock()  # taken before _lock
-        self._stream: Any = None
+        self._stream: Programs | None = None
+        self._fetch: Callable[[], object] = lambda: None
         self._received: list[ProcessEvent] = []
         kprobes.sweep()
 
@@ -249,10 +189,13 @@ class Probes(Closing):
             self._calls = -1
             self._sampler = self._stream = None
 
-    def _module(self, source: str, **defines: str | int) -> Any:
-        module = _compile(source, **defines)
-        self._undo.callback(_release, module)
-        return module
+    @property
+    def engine(self) -> str:
+        """Return what runs the programs: "bcc" or "libbpf"."""
+        return engine.name()
+
+    def _load(self, source: Source) -> Programs:
+        return self._undo.enter_context(engine.load(source))
 
     # Calls
 
@@ -269,10 +212,9 @@ class Probes(Closing):
         refused = []
         with self._lock:
             if self._calls < 0:
-                module = self._module("calls.c", SLOTS=SLOTS)
-                kind = _bcc().BPF.KPROBE
-                self._programs = _load(module, "on_entry", kind), _load(module, "on_return", kind)
-                self._calls = _table(module, "calls")
+                programs = self._load(Source("calls.c", bpf.PROGRAM_KPROBE, {"calls": SLOTS}))
+                self._programs = programs.program("on_entry"), programs.program("on_return")
+                self._calls = programs.table("calls")
             for name in functions:
                 if name in self._watched:
                     continue
@@ -320,7 +262,7 @@ class Probes(Closing):
         """Return entries and returns of each watched function since it was watched.
 
         A call that was in progress then is not seen at all, neither its entry nor its return. `missed` counts
-        entries and returns that bcc did not see: more calls in progress than `maxactive`, a probe hit inside
+        entries and returns that were not seen: more calls in progress than `maxactive`, a probe hit inside
         another one, or a program skipped because another one ran on that CPU. It may lag while calls go on.
         """
         with self._lock:
@@ -345,8 +287,7 @@ class Probes(Closing):
         """Sample the kernel stacks of all CPUs from now on, 99 times a second; earlier samples are forgotten."""
         with self._lock:
             if self._sampler is None:
-                module = self._module("stacks.c", STACKS=stacks.ROOM)
-                self._sampler = Sampler(_bcc(), module, self._cpus)
+                self._sampler = Sampler(self._load(stacks.SOURCE), self._cpus)
             self._sampler.start()
 
     def stop_sampler(self) -> None:
@@ -385,25 +326,26 @@ class Probes(Closing):
         with self._lock:
             if self._stream is not None:
                 return
-            module = self._module("events.c", PAGES=pages, **_task_offsets(btf.VMLINUX))
+            source = Source("events.c", bpf.PROGRAM_RAW_TRACEPOINT, {"events": pages}, offsets=_offsets())
+            programs = self._load(source)
 
-            def receive(_context: Any, data: int, _size: int) -> None:
-                kind, pid, parent, comm = _EVENT.unpack(ctypes.string_at(data, _EVENT.size))
+            def receive(data: bytes) -> None:
+                kind, pid, parent, comm = _EVENT.unpack_from(data)
                 name = os.fsdecode(comm.split(b"\0", 1)[0])
                 self._received.append(ProcessEvent(_KINDS[kind], pid, parent, name))
 
-            module[b"events"].open_ring_buffer(receive)
+            self._fetch = programs.receive("events", receive)
             for tracepoint, (program, _) in _CLASSIFIERS.items():
-                _load(module, program, _bcc().BPF.RAW_TRACEPOINT)
-                module.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=program.encode())
-            self._stream = module
+                link = bpf.raw_tracepoint_open(tracepoint, programs.program(program))
+                self._undo.callback(os.close, link)
+            self._stream = programs
 
     def events(self) -> tuple[ProcessEvent, ...]:
         """Return the events since the last call, in order."""
         with self._lock:
             if self._stream is None:
                 return ()
-            self._stream.ring_buffer_consume()
+            self._fetch()
             received, self._received = self._received, []
             return tuple(received)
 
@@ -412,7 +354,7 @@ class Probes(Closing):
         with self._lock:
             if self._stream is None:
                 return 0
-            raw = bpf.lookup(_table(self._stream, "lost"), bytes(4), 8 * self._cpus)
+            raw = bpf.lookup(self._stream.table("lost"), bytes(4), 8 * self._cpus)
             return sum(struct.unpack(f"={self._cpus}Q", raw))
 
 

@@ -49,9 +49,11 @@ KERNELS = {
     "6.1": Kernel("bookworm", "amd64", "amd64", _BCC, _ALL, ("max", "its", "srso")),
     "6.12": Kernel("trixie", "amd64", "amd64", _BCC, _ALL, ("max", "its", "srso", "stuff")),
     "7.2": Kernel("forky", "amd64", "amd64", _BCC, _ALL, ("max", "its", "srso", "stuff")),
-    # Debian has no bcc for i386. Python's own test-suite is a load for libraries.
+    # Debian has no bcc for i386: programs for libbpf are compiled by clang. Python's own test-suite is a load for
+    # libraries.
     "6.1-i386": Kernel(
-        "bookworm", "i386", "686-pae", ("libbpf1", "libpython3.11-testsuite", "libssl3", "zlib1g")
+        "bookworm", "i386", "686-pae",
+        ("clang", "libbpf-dev", "libbpf1", "libpython3.11-testsuite", "libssl3", "zlib1g"),
     ),
 }
 DEFAULT = "6.1"

@@ -14,11 +14,11 @@ PACKAGE = ROOT / "dynamos_ng"
 #: A module may import from its own layer and those before it.
 LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("values", frozenset({"closing", "errors", "model", "wire", "uapi"})),
-    ("pure logic", frozenset({"arch", "rewrite", "policy", "elf", "btf"})),
+    ("pure logic", frozenset({"arch", "rewrite", "policy", "elf"})),
     (
         "kernel access",
         frozenset(
-            {"image", "kallsyms", "memory", "build", "bpf", "bpfmaps", "device", "host", "kprobes", "modules",
+            {"image", "kallsyms", "memory", "build", "bpf", "bpfmaps", "device", "engine", "host", "kprobes", "modules",
              "neighbours", "probes", "stacks", "survey", "vmlinuz"}
         ),
     ),
@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("command line", frozenset({"cli", "dashboard", "demo", "doctor", "facts", "lab", "setup", "__main__"})),
 )  # fmt: skip
 RANK = {module: rank for rank, (_, modules) in enumerate(LAYERS) for module in modules}
-ONLY_IMPORTER = {"bcc": {"probes"}, "psutil": {"host"}, "capstone": {"arch", "rewrite"}}
+ONLY_IMPORTER = {"bcc": {"engine"}, "psutil": {"host"}, "capstone": {"arch", "rewrite"}}
 
 
 def parts() -> dict[str, list[Path]]:

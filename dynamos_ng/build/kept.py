@@ -1,0 +1,47 @@
+"""What is built for the running kernel when first needed, then kept."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynamos_ng.build import kbuild
+from dynamos_ng.errors import MissingTool
+
+#: Where builds are kept; DYNAMOS_CACHE names another folder.
+CACHE = Path(os.environ.get("DYNAMOS_CACHE", "/var/cache/dynamos_ng"))
+
+
+def source(name: str) -> Path:
+    """Return a folder of C sources at the top of the checkout."""
+    folder = Path(__file__).parents[2] / name
+    if not (folder / "Kbuild").exists():
+        raise MissingTool(f"{folder}: C sources are not there; run from a checkout")
+    return folder
+
+
+def folder(name: str, made: Sequence[str]) -> Path:
+    """Return the folder with what kbuild makes of the sources in NAME; it is built if one of the files MADE is missing.
+
+    The folder's name holds a digest of the sources, so a changed source is built anew.
+    """
+    base = source(name)
+    files = sorted(path for path in base.rglob("*") if path.suffix in {".c", ".h"} or path.name == "Kbuild")
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    target = CACHE / f"{name}-{platform.release()}-{digest}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all((target / file).exists() for file in made):
+            shutil.rmtree(target, ignore_errors=True)
+            for path in files:
+                copy = target / path.relative_to(base)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+            kbuild.make(target, "modules")
+    return target
