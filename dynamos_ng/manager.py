@@ -131,6 +131,7 @@ class Manager:
                 )
                 for update in self.updates()
             ),
+            engine=self._probes.engine,
         )
 
     def _notes(self, function: Function, others: Iterable[Kprobe]) -> tuple[str, ...]:
@@ -140,7 +141,7 @@ class Manager:
             behind = neighbours.within(others, function.site + 1, function.address + function.size)
             notes += [f"{probe} is silent: calls leave before it" for probe in behind]
         if reason := self._unwatched.get(function.name):
-            notes.append(f"bcc does not count the original: {reason}")
+            notes.append(f"probes do not count the original: {reason}")
         return tuple(notes)
 
     def _livepatches(self, function: Function) -> tuple[str, ...]:

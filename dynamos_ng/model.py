@@ -93,7 +93,7 @@ class EditionUse:
 
 @dataclass(frozen=True)
 class CallCounts:
-    """Entries and returns of an original as bcc's probes saw them since they were attached.
+    """Entries and returns of an original as probes saw them since they were attached.
 
     A call that was under way at that moment is not seen to enter; `missed` returns had no free slot.
     """
@@ -143,7 +143,7 @@ class Switch:
 
 @dataclass(frozen=True)
 class Update:
-    """A loaded update and its functions; `unwatched` pairs those that bcc cannot count with the reason."""
+    """A loaded update and its functions; `unwatched` pairs those that probes cannot count with the reason."""
 
     name: str
     module: str
@@ -217,9 +217,10 @@ class UpdateStatus:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that is to be seen at one moment."""
+    """Everything that is to be seen at one moment; `engine` is what runs the probes, "bcc" or "libbpf"."""
 
     updates: tuple[UpdateStatus, ...]
+    engine: str
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     one = verb("load", _load, "load an update; nothing is redirected yet")
     one.add_argument("update", type=Path, help="a module file, or an update's folder, which is built first")
     one.add_argument("--output", type=Path, metavar="DIR", help="where a built module goes (default: here)")
-    one.add_argument("--no-probes", action="store_true", help="do not count the originals' calls with bcc")
+    one.add_argument("--no-probes", action="store_true", help="do not count the originals' calls with probes")
 
     one = verb("unload", _unload, "take an update back: deactivate, wait for quiescence, free its code")
     one.add_argument("update", nargs="?")

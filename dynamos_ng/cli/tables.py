@@ -39,11 +39,12 @@ def loaded(update: dict[str, Any]) -> None:
     names = ", ".join(function["name"] for function in update["functions"])
     console.print(f"loaded {update['name']}: {names}", markup=False)
     for name, reason in update["unwatched"]:
-        console.print(f"  bcc does not count {name}: {reason}", markup=False)
+        console.print(f"  probes do not count {name}: {reason}", markup=False)
 
 
 def status(snapshot: dict[str, Any]) -> None:
     """Show updates, functions, editions and their use."""
+    console.print(f"probes: {snapshot['engine']}")
     if not snapshot["updates"]:
         console.print("no update is loaded")
         return
@@ -111,7 +112,7 @@ def _measures() -> Table:
 
 
 def _quiescence_rows(table: Table, when: str, value: dict[str, Any]) -> None:
-    """Add one function's rows: the original as bcc counted it, then each edition by its use counters."""
+    """Add one function's rows: the original as probes counted it, then each edition by its use counters."""
     holders = value["walk"]["holders"]
     probes = value["probes"]
     counted = ["-", "-", "-"]
@@ -119,7 +120,7 @@ def _quiescence_rows(table: Table, when: str, value: dict[str, Any]) -> None:
         missed = f"{probes['missed']} missed" if probes["missed"] else "-"
         counted = [str(probes["entries"]), str(probes["exits"]), missed]
     sleeping = sum(1 for holder in holders if holder["edition"] == 0)
-    table.add_row(when, value["function"], "original, bcc", *counted, str(sleeping))
+    table.add_row(when, value["function"], "original, BPF", *counted, str(sleeping))
     for use in value["uses"]:
         inside = sum(1 for holder in holders if holder["edition"] == use["number"])
         table.add_row(

@@ -49,9 +49,10 @@ def lines(screen: StringIO) -> list[str]:
 
 def test_status_tells_state_use_and_classes_of_each_edition(screen: StringIO) -> None:
     status = FunctionStatus(FUNCTION, USES, ROW, None)
-    snapshot = Snapshot((UpdateStatus("cmdline", FunctionState.REDIRECTED, (status,)),))
+    snapshot = Snapshot((UpdateStatus("cmdline", FunctionState.REDIRECTED, (status,)),), "libbpf")
     tables.status(plain(snapshot))
-    first, second = lines(screen)[1:]
+    engine, _, first, second = lines(screen)
+    assert engine == "probes: libbpf"
     assert first.split() == [
         "cmdline", "[enabled]", "cmdline_proc_show", "v1", "1234567", "1234560", "7", "0,3-255",
     ]  # fmt: skip
@@ -59,14 +60,14 @@ def test_status_tells_state_use_and_classes_of_each_edition(screen: StringIO) ->
 
 
 def test_status_goes_on_telling_what_is_to_be_known_of_a_function(screen: StringIO) -> None:
-    notes = ("bcc does not count the original: the kernel allows no probes there", "livepatch fix replaces it")
+    notes = ("probes do not count the original: the kernel allows no probes there", "livepatch fix replaces it")
     status = FunctionStatus(FUNCTION, USES, ROW, None, notes)
-    tables.status(plain(Snapshot((UpdateStatus("cmdline", FunctionState.REDIRECTED, (status,)),))))
+    tables.status(plain(Snapshot((UpdateStatus("cmdline", FunctionState.REDIRECTED, (status,)),), "bcc")))
     text = " ".join(lines(screen))
     assert all(f"cmdline_proc_show: {note}" in text for note in notes)
 
 
-def test_quiescence_names_who_is_inside_and_what_bcc_missed(screen: StringIO) -> None:
+def test_quiescence_names_who_is_inside_and_what_probes_missed(screen: StringIO) -> None:
     holders = tuple(
         Holder(100 + n, 100 + n, "reader", 20, 1, "cmdline_proc_show", 1, (), ("__schedule+0x1", "schedule+0x5"))
         for n in range(20)
@@ -78,7 +79,7 @@ def test_quiescence_names_who_is_inside_and_what_bcc_missed(screen: StringIO) ->
     tables.quiescence([plain(value)])
     text = "\n".join(lines(screen))
     assert "in use; 60 stacks read, 250 µs in the stop" in text
-    assert "original, bcc       50       40   3 missed" in text
+    assert "original, BPF       50       40   3 missed" in text
     assert "100  reader  v1      __schedule < schedule" in text
     assert "and 8 more" in text
 
