@@ -11,7 +11,7 @@ import sys
 
 OLDEST = (3, 11)
 HELP = """\
-usage: python3 -m dynamos_ng demo [--yes] [--json FILE]   show the main job in a throw-away guest
+usage: python3 -m dynamos_ng demo [--yes] [--kernel K] [--json FILE]   show the main job in a guest
        python3 -m dynamos_ng test [--yes] [pytest's arguments]   run all tests
        python3 -m dynamos_ng VERB ...   the command line, the same as: dynamos VERB ...
 """

@@ -28,6 +28,15 @@ def headers() -> Path:
     return folder
 
 
+def exported() -> frozenset[str]:
+    """Return the names of all symbols that the running kernel and its modules export."""
+    path = headers() / "Module.symvers"
+    try:
+        return frozenset(line.split("\t")[1] for line in path.read_text().splitlines())
+    except (OSError, IndexError):
+        raise MissingTool(f"{path}: it cannot be read: reinstall linux-headers-{platform.release()}") from None
+
+
 def make(folder: Path, *targets: str) -> None:
     """Build targets in FOLDER; BuildError carries the compiler's own words."""
     if command := os.environ.get(COMMAND):

@@ -110,9 +110,13 @@ def _resolver(kernel: Kernel, wanted: Description) -> Callable[[str], int | None
                 )
             return found[position - 1].address
         if not found:
-            if kernel.symbols.in_modules(name):
+            # A kernel may list its functions alone; what it exports is found by the module loader.
+            if kernel.symbols.in_modules(name) or name in kbuild.exported():
                 return None
-            raise BuildError(f"{wanted.name}: the sources use {name}, which neither the kernel nor a module has")
+            raise BuildError(
+                f"{wanted.name}: the sources use {name}, which neither the kernel nor a module has, or which is data "
+                "of a kernel that lists and exports no such (KALLSYMS_ALL is off)"
+            )
         # A name that several files use has one global symbol at most, and C without a position means that one.
         public = [symbol for symbol in found if symbol.type.isupper()] if len(found) > 1 else found
         if len(public) != 1:

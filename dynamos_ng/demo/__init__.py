@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dynamos_ng import lab
 from dynamos_ng.errors import DynamosError, LabError
+from dynamos_ng.lab import root
 
 #: Under emulation the whole demo takes two to five minutes.
 TIMEOUT = 1500.0
@@ -19,17 +20,18 @@ TIMEOUT = 1500.0
 def main(argv: Sequence[str]) -> int:
     """Boot a guest, run the steps in it, and return 0 only if every step was seen to work."""
     parser = argparse.ArgumentParser("python3 -m dynamos_ng demo", description=__doc__)
+    parser.add_argument("--kernel", choices=root.KERNELS, default=root.DEFAULT, help=f"({root.DEFAULT})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write each step's name, ok and figures")
     parser.add_argument("--yes", action="store_true", help="install what is missing without asking")
     options = parser.parse_args(argv)
     try:
-        return _run(options.json)
+        return _run(options.kernel, options.json)
     except DynamosError as error:
         print(f"dynamos: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _run(report: Path | None) -> int:
+def _run(kernel: str, report: Path | None) -> int:
     print("building the lab (once), then booting a stock Debian kernel …", file=sys.stderr, flush=True)
     columns = shutil.get_terminal_size((100, 24)).columns
     env = {"COLUMNS": str(columns)}
@@ -41,6 +43,7 @@ def _run(report: Path | None) -> int:
             timeout=TIMEOUT,
             out_dir=out,
             env=env,
+            kernel=kernel,
             on_output=lambda text: print(text, end="", flush=True),
         )
         written = out / "demo.json"

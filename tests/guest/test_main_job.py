@@ -40,14 +40,14 @@ def test_editions_are_chosen_by_process(loaded: Callable[[Path], Any]) -> None:
     with work.reader_of("/proc/cmdline") as plain, work.reader_of("/proc/cmdline") as chosen:
         control.call("policy_process", pid=chosen.pid, policy_class=3)
         assert work.read_together(plain, chosen) == [original, original.rstrip("\n") + " edition=2\n"]
-        assert uses("cmdline") == {"cmdline_proc_show": {1: (1, 1), 2: (1, 1)}}
+        assert uses("cmdline") == {"cmdline_proc_show": {1: (2, 2), 2: (1, 1)}}, "edition 2 calls the original"
         control.call("policy_edition", function="cmdline_proc_show", policy_class=0, edition=2)
         assert work.read_together(plain, chosen)[0].endswith("edition=2\n")
         control.call("deactivate", name="cmdline")
         assert work.read_together(plain, chosen) == [original, original]
 
 
-def test_bcc_and_use_counters_agree_for_a_clone(loaded: Callable[[Path], Any]) -> None:
+def test_probes_and_use_counters_agree_for_a_clone(loaded: Callable[[Path], Any]) -> None:
     from dynamos_ng.probes import Probes
 
     loaded(DEMO_UPDATES / "pipe")
