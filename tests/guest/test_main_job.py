@@ -10,7 +10,7 @@ from typing import Any
 
 from conftest import DEMO_UPDATES, Daemon, write_update
 
-from dynamos_ng import control
+from dynamos_ng import bpf, bpfmaps, control, uapi
 from dynamos_ng.demo import load as work
 from dynamos_ng.device import Device
 from dynamos_ng.errors import KernelRefused
@@ -135,6 +135,21 @@ def test_everything_outlives_a_killed_daemon(daemon: Daemon, loaded: Callable[[P
     control.call("deactivate", name="cmdline")
     control.call("unload", name="cmdline", wait=60.0)
     assert control.call("status")["updates"] == []
+
+
+def test_counters_pass_the_end_of_a_32_bit_word(loaded: Callable[[Path], Any]) -> None:
+    (function,) = loaded(DEMO_UPDATES / "cmdline")["functions"]
+    control.call("activate", name="cmdline", edition=1)
+    cpus = bpfmaps.possible_cpus()
+    nearly = (1 << 32) - 5
+    fd = bpf.open_pin(bpfmaps.PIN_DIR / "use")
+    key = (function["id"] * uapi.EDITIONS_MAX + 1).to_bytes(4, "little")
+    bpf.update(fd, key, nearly.to_bytes(8, "little") * 2 * cpus)
+    os.close(fd)
+    for _ in range(20 * cpus):
+        Path("/proc/cmdline").read_bytes()
+    whole = cpus * nearly + 20 * cpus
+    assert uses("cmdline") == {"cmdline_proc_show": {1: (whole, whole), 2: (0, 0)}}
 
 
 def test_schedule_is_redirected_and_drains(loaded: Callable[[Path], Any]) -> None:
