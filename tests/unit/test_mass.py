@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamos_ng.errors import UsageError
@@ -15,6 +15,7 @@ from dynamos_ng.lab.mass import read_names, smallest
 NAMES = [f"function{number}" for number in range(300)]
 
 
+@settings(deadline=None)
 @given(st.sets(st.sampled_from(NAMES), min_size=1, max_size=4))
 def test_exactly_the_culprits_are_found(culprits: set[str]) -> None:
     """However many must come together for a failure."""
@@ -29,6 +30,7 @@ def test_exactly_the_culprits_are_found(culprits: set[str]) -> None:
     assert len(culprits) > 1 or len(asked) <= 18, "for one culprit, two questions a halving at most"
 
 
+@settings(deadline=None)
 @given(st.sets(st.sampled_from(NAMES), min_size=1, max_size=4))
 def test_of_several_culprits_one_is_found(culprits: set[str]) -> None:
     (found,) = smallest(NAMES, lambda names: bool(culprits & set(names)))
