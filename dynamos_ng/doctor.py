@@ -228,7 +228,7 @@ def btf(facts: Facts) -> Finding:
     """Does the kernel describe its own types?"""
     if facts.btf:
         return Finding("BTF", OK, "/sys/kernel/btf/vmlinux")
-    return Finding("BTF", OK, "none: layouts come from the headers, and there is no fentry")
+    return Finding("BTF", OK, "none: there is no fentry")
 
 
 def engine(facts: Facts) -> Finding:
