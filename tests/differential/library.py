@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from elftools.elf.elffile import ELFFile
+from user_code import UserCode
 
 from dynamos_ng.arch import DIRECT, Arch, Kind, known
 from dynamos_ng.errors import Refusal
 from dynamos_ng.rewrite import Constants, Original, Redirect, elf, examine, generate
-from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey, Symbol
+from dynamos_ng.rewrite.kernel import Symbol
 
 HERE = Path(__file__).parent
 #: Where a library is thought to lie: numbers that its code holds for no other reason.
@@ -50,8 +51,8 @@ def section(unit: ELFFile, name: str) -> Any:
     return found
 
 
-class Library:
-    """A library's code at an assumed address; it has none of the tables that a kernel has."""
+class Library(UserCode):
+    """A library's code at an assumed address."""
 
     user = True
 
@@ -217,26 +218,6 @@ class Library:
                 return "code elsewhere branches into the trampoline's bytes"
         return ""
 
-    def return_thunks(self) -> frozenset[int]:
-        return frozenset()
-
-    def orc(self, start: int, end: int) -> list[tuple[int, bytes]]:
-        return []
-
-    def fixups(self, start: int, end: int) -> list[Fixup]:
-        return []
-
-    def static_keys(self, start: int, end: int) -> list[StaticKey]:
-        return []
-
-    def bugs(self, start: int, end: int) -> list[Bug]:
-        return []
-
-    def static_calls(self, start: int, end: int) -> list[StaticCall]:
-        return []
-
-    def bare_locks(self, start: int, end: int) -> list[int]:
-        return []
 
 
 @dataclass(frozen=True)

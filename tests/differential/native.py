@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from user_code import UserCode
+
 from dynamos_ng.rewrite import Constants, Object, Redirect, elf, examine, generate
-from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey, Symbol
+from dynamos_ng.rewrite.kernel import Symbol
 
 CURRENT, TGID, TASK = 0x40, 0x24, 0x100
 USE = 0x400
@@ -88,8 +90,8 @@ class Loaded:
         return self.at[found.index], found.size
 
 
-class Process:
-    """This process as the rewriter's `Kernel`: a loaded object's symbols, live bytes, no tables."""
+class Process(UserCode):
+    """This process as the rewriter's `Kernel`: a loaded object's symbols and live bytes."""
 
     user = False
 
@@ -128,29 +130,8 @@ class Process:
     def in_text(self, address: int) -> bool:
         return self.containing(address) is not None
 
-    def forbidden(self, start: int, end: int) -> str:
-        return ""
-
     def return_thunks(self) -> frozenset[int]:
         return frozenset(a for name, a in self._loaded.symbols.items() if name == "__x86_return_thunk")
-
-    def orc(self, start: int, end: int) -> list[tuple[int, bytes]]:
-        return []
-
-    def fixups(self, start: int, end: int) -> list[Fixup]:
-        return []
-
-    def static_keys(self, start: int, end: int) -> list[StaticKey]:
-        return []
-
-    def bugs(self, start: int, end: int) -> list[Bug]:
-        return []
-
-    def static_calls(self, start: int, end: int) -> list[StaticCall]:
-        return []
-
-    def bare_locks(self, start: int, end: int) -> list[int]:
-        return []
 
 
 def compile_c(source: Path, output: Path, *flags: str) -> Path:

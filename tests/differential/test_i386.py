@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import library
 import pytest
 
 from dynamos_ng.image import Kernel
@@ -87,7 +88,7 @@ def test_redirected_functions_return_what_they_returned(flavour: str, tmp_path: 
     listed = " ".join(f"F({name})" for name in extra)
     driver = compiled(
         SOURCES / "i386_driver.c", "driver.o", "-fno-pic", *(["-mregparm=3"] if regparm else []),
-        f"-DEXTRA(F)={listed}", "-I", str(tmp_path),
+        f"-DEXTRA(F)={listed}", "-I", str(tmp_path), "-isystem", library.headers(),
     )  # fmt: skip
     program = tmp_path / "program"
     run(

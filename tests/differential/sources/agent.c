@@ -3,22 +3,18 @@
  * $DYNAMOS_AGENT is a folder: LIBRARY.image was written by image.py, use.PID receives the use counters. The code
  * needs no C library of its own, for that is what it changes: both word sizes build from this file alone.
  */
-#include <asm/unistd.h>
 #include <linux/elf.h>
 #include <linux/fcntl.h>
 #include <linux/mman.h>
+#include "bare.h"
 #ifdef __x86_64__
-#include <asm/prctl.h>
 typedef Elf64_Phdr Phdr;
 #else
-#include <asm/ldt.h>
 typedef Elf32_Phdr Phdr;
 #endif
 
-typedef unsigned char u8;
 typedef unsigned int u32;
 typedef unsigned long long u64;
-typedef unsigned long word;
 
 struct header {
 	u64 size, code, area, own, theirs, near, far, trampolines;
@@ -41,18 +37,6 @@ extern int dl_iterate_phdr(int (*visit)(struct dl_phdr_info *, word, void *), vo
 static const char *folder;
 static u8 *area, *begin, *end;
 static word area_size;
-
-static long syscall3(long number, word a, word b, word c)
-{
-	long result;
-
-#ifdef __x86_64__
-	asm volatile("syscall" : "=a"(result) : "0"(number), "D"(a), "S"(b), "d"(c) : "rcx", "r11", "memory");
-#else
-	asm volatile("int $0x80" : "=a"(result) : "0"(number), "b"(a), "c"(b), "d"(c) : "memory");
-#endif
-	return result;
-}
 
 static void fail(const char *where, const char *what)
 {
@@ -154,23 +138,6 @@ static void redirect(const struct dl_phdr_info *library, const u8 *file)
 	protect(library, PROT_READ | PROT_EXEC);
 }
 
-/* All threads share one area: glibc leaves the register alone, and clone() inherits it. */
-static void set_segment(void)
-{
-#ifdef __x86_64__
-	if (syscall3(__NR_arch_prctl, ARCH_SET_GS, (word)area, 0))
-		fail("arch_prctl", "refused");
-#else
-	struct user_desc entry = {
-		.entry_number = -1, .base_addr = (word)area, .limit = 0xfffff, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1,
-	};
-
-	if (syscall3(__NR_set_thread_area, (word)&entry, 0, 0))
-		fail("set_thread_area", "refused");
-	asm volatile("mov %w0, %%fs" : : "r"(entry.entry_number << 3 | 3));
-#endif
-}
-
 static int visit(struct dl_phdr_info *library, word size, void *files)
 {
 	const char *name = library->name;
@@ -232,7 +199,8 @@ __attribute__((constructor)) static void start(int count, char **arguments, char
 	begin = map(area_size, -1);
 	*(word *)(area + CURRENT) = (word)(area + TASK);
 	*(u32 *)(area + TASK + TGID) = 7;
-	set_segment();
+	if (set_segment(area))
+		fail("segment register", "refused");
 	for (const u8 **file = files; *file; file += 2)
 		redirect((const void *)file[1], file[0]);
 }

@@ -3,6 +3,7 @@
  * of them computed the same and that every call that entered left; else the line of the check that failed.
  */
 #include "../../../kmod/update/dynamos_update.h"
+#include "bare.h"
 
 typedef unsigned long u64;	/* as functions.c calls the machine's word */
 typedef u64 six(u64, u64, u64, u64, u64, u64);
@@ -35,9 +36,8 @@ static u64 state;
 
 static __attribute__((noreturn)) void leave(int status)
 {
-	asm volatile("int $0x80" : : "a"(1), "b"(status));
 	for (;;)
-		;
+		syscall3(__NR_exit, status, 0, 0);
 }
 
 static u64 number(void)
@@ -65,12 +65,7 @@ static void run(u64 (*to)[COUNT(functions) + 2])
 
 static void own_memory(void)
 {
-	u64 descriptor[4] = { -1, (u64)area, 0xfffff, 0x51 };
-	long done;
-
-	asm volatile("int $0x80" : "=a"(done) : "a"(243), "b"(descriptor) : "memory");
-	CHECK(done == 0);
-	asm volatile("mov %0, %%fs" : : "r"(descriptor[0] * 8 + 3));
+	CHECK(set_segment(area) == 0);
 	*(u64 *)(area + CURRENT) = (u64)(area + TASK);
 	*(u64 *)(area + TASK + TGID) = PROCESS;
 	policy[PROCESS] = CLASS;
