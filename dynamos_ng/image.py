@@ -9,13 +9,13 @@ import os
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from dynamos_ng import vmlinuz
+from dynamos_ng import kprobes, vmlinuz
 from dynamos_ng.arch import DIRECT, known
 from dynamos_ng.errors import ImageError, Refusal
 from dynamos_ng.kallsyms import Symbols
@@ -85,15 +85,24 @@ class Kernel:
     """A kernel's code and tables, as the rewriter's `Kernel` protocol wants them."""
 
     def __init__(
-        self, symbols: Symbols, source: Source, blacklist: str = "", vmlinux: Callable[[], Vmlinux] | None = None
+        self,
+        symbols: Symbols,
+        source: Source,
+        blacklist: str = "",
+        vmlinux: Callable[[], Vmlinux] | None = None,
+        probes: Sequence[int] = (),
     ) -> None:
-        """Take VMLINUX, which is asked for if kallsyms does not list data symbols, to find the kernel's tables."""
+        """Take VMLINUX, which is asked for if kallsyms does not list data symbols, to find the kernel's tables.
+
+        PROBES tells in order where kprobes have changed the code.
+        """
         self.symbols = symbols
         self._source = source
         self._containing: dict[int, Symbol | None] = {}
         self._names: dict[int, tuple[str, ...]] = {}
         self._open_vmlinux = vmlinux
         self._blacklist_text = blacklist
+        self._probes = probes
         arch = known.by_word(symbols.word)
         if arch is None:
             raise ImageError(f"kallsyms: addresses of {symbols.word} bytes: no architecture that is known")
@@ -104,14 +113,15 @@ class Kernel:
     def live(cls) -> Kernel:
         """Return the running kernel; ImageError without root or without /proc/kcore."""
         try:
-            blacklist = BLACKLIST.read_text()
+            blacklist, listing = BLACKLIST.read_text(), kprobes.LIST.read_text()
         except OSError as error:
             raise ImageError(
-                f"{BLACKLIST}: {error.strerror}: the list of functions that must not be probed is needed; "
-                "run as root and mount debugfs: mount -t debugfs debugfs /sys/kernel/debug"
+                f"{error.filename}: {error.strerror}: the lists of functions that must not be probed, and of probes, "
+                "are needed; run as root and mount debugfs: mount -t debugfs debugfs /sys/kernel/debug"
             ) from None
         image = vmlinuz.of_release(os.uname().release)
-        return cls(Symbols.live(), Kcore(), blacklist, lambda: Vmlinux(image))
+        probes = kprobes.written_over(listing)
+        return cls(Symbols.live(), Kcore(), blacklist, lambda: Vmlinux(image), probes)
 
     @classmethod
     def saved(cls, kallsyms: Path, source: Source, blacklist: Path | None = None, image: Path | None = None) -> Kernel:
@@ -209,6 +219,10 @@ class Kernel:
             if start < high:
                 found = words
         return found
+
+    def probes(self, start: int, end: int) -> list[int]:
+        """Return where in the range a kprobe has written over the code; none are known of a saved kernel."""
+        return list(self._probes[bisect_left(self._probes, start) : bisect_left(self._probes, end)])
 
     @cached_property
     def _parked(self) -> frozenset[int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from dynamos_ng.errors import MissingTool
 
 GROUP = "dynamos"
+LIST = Path("/sys/kernel/debug/kprobes/list")
 #: The most instances of a kretprobe that the kernel takes (KRETPROBE_MAXACTIVE_MAX).
 MAXACTIVE_MAX = 4096
 
@@ -83,10 +84,17 @@ def uses_breakpoint(place: str) -> bool:
     """Return whether a defined probe would write a breakpoint, there being no ftrace site to use."""
     wanted = f" {place}+0x" if not place.startswith("0x") else place.removeprefix("0x").rjust(_DIGITS, "0") + " "
     try:
-        lines = Path("/sys/kernel/debug/kprobes/list").read_text().splitlines()
+        lines = LIST.read_text().splitlines()
     except FileNotFoundError:
         raise MissingTool("no list of kprobes: mount -t debugfs debugfs /sys/kernel/debug") from None
     return any(wanted in line and "[FTRACE]" not in line for line in lines)
+
+
+def written_over(listing: str) -> list[int]:
+    """Return in order where probes have changed the kernel's code, from the text of kprobes/list."""
+    elsewhere = ("[FTRACE]", "[DISABLED]", "[GONE]")  # at a site of ftrace's; and not in the code now
+    lines = (line for line in listing.splitlines() if not any(word in line for word in elsewhere))
+    return sorted(int(line.split()[0], 16) for line in lines)
 
 
 def why(error: OSError) -> str:

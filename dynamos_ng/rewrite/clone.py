@@ -74,13 +74,14 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
     safety.check_place(kernel, symbol)
     body = reader.read(kernel, symbol)
     place = safety.entry(kernel, symbol, body)
-    safety.check_instructions(body, kernel.user)
+    keys = _each(body, kernel.static_keys)
+    fixups = _each(body, kernel.fixups)
+    entered = {key.target for key in keys} | {fixup.fixup for fixup in fixups}
+    safety.check_instructions(body, entered, kernel.user)
     numbers = safety.addresses(body)
     for part in body.parts[1:]:
         safety.check_place(kernel, Symbol(part.name, part.address, part.size))
-    keys = _each(body, kernel.static_keys)
     calls = _each(body, kernel.static_calls)
-    fixups = _each(body, kernel.fixups)
     bugs = _each(body, kernel.bugs)
     ways = _ways(kernel, body, place, {key.address for key in keys} | {call.address for call in calls})
     thunks = {target: way.register for target, way in ways.items() if way.register}
@@ -175,11 +176,7 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
     if registers:
         return Way(f"{target:#x}", registers[0])
     symbol = kernel.containing(target)
-    if symbol is None or symbol.address != target:
-        where = f"{symbol.name}+{target - symbol.address:#x}" if symbol else "no symbol"
-        reason = f"branch to {target:#x} ({where}), not the start of a function"
-        raise Refusal(body.name, reason, address=instruction.address, kind="branch into another function")
-    if symbol.module:
+    if symbol and symbol.module:
         raise Refusal(
             body.name,
             f"branch out of the kernel, to {target:#x} ({symbol.name} of {symbol.module})",
@@ -187,6 +184,10 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
             remedy="a kprobe or another patch is in the function: remove it first",
             kind="branch out of the kernel",
         )
+    if symbol is None or symbol.address != target:
+        where = f"{symbol.name}+{target - symbol.address:#x}" if symbol else "no symbol"
+        reason = f"branch to {target:#x} ({where}), not the start of a function"
+        raise Refusal(body.name, reason, address=instruction.address, kind="branch into another function")
     learns = kernel.arch.program_counter(kernel.read, target) if instruction.kind is Kind.CALL else ""
     return Way(f"{target:#x}", learns=learns)
 

@@ -112,6 +112,10 @@ class Kernel(Protocol):
         """Return why code in the range must not be redirected ("noinstr", …), or ""."""
         ...
 
+    def probes(self, start: int, end: int) -> list[int]:
+        """Return where in the range a kprobe has written over the code."""
+        ...
+
     def return_thunks(self) -> frozenset[int]:
         """Return the addresses that a jump may go to in place of a return; empty if the kernel has none."""
         ...

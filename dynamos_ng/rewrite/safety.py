@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from dynamos_ng.arch import DIRECT, ENDING, Instruction, Kind
@@ -30,6 +31,9 @@ def check_place(kernel: Kernel, symbol: Symbol) -> None:
         raise Refusal(symbol.name, f"it belongs to module {symbol.module}", address=symbol.address, kind="of a module")
     if words := kernel.forbidden(symbol.address, symbol.end):
         raise Refusal(symbol.name, words, address=symbol.address, remedy=_CALLERS)
+    for place in kernel.probes(symbol.address, symbol.end):
+        remedy = "remove it: /sys/kernel/debug/kprobes/list shows it"
+        raise Refusal(symbol.name, "a kprobe stands in it", address=place, remedy=remedy, kind="a kprobe")
 
 
 def entry(kernel: Kernel, symbol: Symbol, body: Body) -> Entry:
@@ -115,12 +119,13 @@ def _check_site(kernel: Kernel, symbol: Symbol, body: Body, site: int) -> None:
                 raise Refusal(symbol.name, reason, address=place, remedy=_CALLERS)
 
 
-def check_instructions(body: Body, user: bool = False) -> None:
+def check_instructions(body: Body, entered: Set[int] = frozenset(), user: bool = False) -> None:
     """Refuse instructions that cannot be moved, kprobes, and code that runs on past its end.
 
-    System calls are for USER code only: a kernel that makes one is not understood.
+    ENTERED: where static keys and exceptions lead, besides the branches. System calls are for USER code only: a
+    kernel that makes one is not understood.
     """
-    targets = {instruction.target for instruction in body.instructions if instruction.kind in DIRECT}
+    targets = {instruction.target for instruction in body.instructions if instruction.kind in DIRECT} | entered
     for part in body.parts:
         before: Instruction | None = None
         for instruction in part.instructions:

@@ -11,6 +11,9 @@ class UserCode:
     def forbidden(self, start: int, end: int) -> str:
         return ""
 
+    def probes(self, start: int, end: int) -> list[int]:
+        return []
+
     def return_thunks(self) -> frozenset[int]:
         return frozenset()
 

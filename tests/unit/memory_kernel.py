@@ -47,13 +47,14 @@ class MemoryKernel:
         locks: Sequence[int] = (),
         thunks: Sequence[str] = (),
         forbidden: str = "",
+        probes: Sequence[int] = (),
         symbols: Mapping[str, int] | None = None,
         data: Mapping[int, bytes] | None = None,
         arch: Arch = x86_64.ARCH,
     ) -> None:
         self.arch = arch
         self.unwind, self._fixups, self.keys, self._bugs = unwind, fixups, keys, bugs
-        self.calls, self.locks, self.words = calls, locks, forbidden
+        self.calls, self.locks, self.words, self._probes = calls, locks, forbidden, probes
         self.code: dict[int, bytes] = {}
         self.symbols: dict[str, int] = {}
         for number, (name, code) in enumerate(functions.items()):
@@ -90,6 +91,9 @@ class MemoryKernel:
 
     def forbidden(self, start: int, end: int) -> str:
         return self.words
+
+    def probes(self, start: int, end: int) -> list[int]:
+        return [address for address in self._probes if start <= address < end]
 
     def return_thunks(self) -> frozenset[int]:
         return frozenset(self.symbols[name] for name in self.thunks)

@@ -134,6 +134,14 @@ def test_a_kprobe_where_only_a_branch_leads() -> None:
     assert "kprobe" in refused(NOP5 + "85c0 7405 31c0 31c0 c3 cc c3").reason
 
 
+def test_a_kprobe_where_only_a_static_key_or_an_exception_leads() -> None:
+    code = NOP5 + "31c0 31c0 31c0" + NOP5 + "8b00 c3 cc c3"  # b: the key's site; 10: may fault; 13: int3
+    key = StaticKey(TEXT + 0xB, TEXT + 0x13, 0, branch=False, jumps=False)
+    assert "kprobe" in refused(code, keys=[key]).reason
+    assert "kprobe" in refused(code, fixups=[Fixup(TEXT + 0x10, TEXT + 0x13, 0)]).reason
+    check(MemoryKernel({"f": code}), "f")
+
+
 def test_breakpoints_behind_a_return_are_padding() -> None:
     check(MemoryKernel({"f": NOP5 + "85c0 7405 31c0 c3 cc cc 31c0 c3"}), "f")
 
@@ -231,9 +239,16 @@ def test_a_short_branch_out_of_the_function() -> None:
     assert "short branch" in refusal.reason
 
 
-def test_an_optimised_kprobe_inside() -> None:
-    # 11: jmp to the kprobe's own code, which has a symbol of its own
-    away = (MODULE - TEXT - 16).to_bytes(4, "little").hex()
+def test_a_known_kprobe_is_told_before_what_it_makes_of_the_code() -> None:
+    refusal = refused(NOP5 + "31c0 31c0 31c0 cc 06 c3", probes=[TEXT + 11])  # the rest of an instruction behind it
+    assert refusal.reason == "a kprobe stands in it"
+    assert refusal.address == TEXT + 11
+
+
+@pytest.mark.parametrize("slot", [0, 0x7C])
+def test_an_optimised_kprobe_inside(slot: int) -> None:
+    # 11: jmp to the kprobe's own code, in a page that has a symbol of its own
+    away = (MODULE + slot - TEXT - 16).to_bytes(4, "little").hex()
     refusal = refused(NOP5 + "31c0 31c0 31c0 e9" + away + "c3", symbols={"kprobe_optinsn_page": MODULE})
     assert "kprobe_optinsn_page of some_module" in refusal.reason
     assert refusal.address == TEXT + 11
