@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,11 @@ def assemble(text: str) -> elf.Elf:
         source.write_text(text + '\n\t.section .note.GNU-stack,"",@progbits\n')
         subprocess.run(["as", "-o", str(output), str(source)], check=True)
         return elf.Elf(output.read_bytes(), "a.o")
+
+
+def relative(place: int, target: int) -> bytes:
+    """Return what a table of the kernel's holds at PLACE for TARGET."""
+    return struct.pack("<i", target - place)
 
 
 def section(unit: elf.Elf, name: str) -> elf.Section:

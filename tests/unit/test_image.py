@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from memory_kernel import relative
 
 from dynamos_ng.errors import ImageError, Refusal
 from dynamos_ng.image import PARKED, Kernel
@@ -53,10 +54,6 @@ KALLSYMS = f"""\
 {0xFFFFFFFFC0000000:016x} t of_a_module\t[thing]
 """
 BLACKLIST = f"0x{TEXT + 0x200:016x}-0x{TEXT + 0x240:016x}\tblacklisted\n"
-
-
-def relative(place: int, target: int) -> bytes:
-    return struct.pack("<i", target - place)
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import struct
 import subprocess
 from pathlib import Path
 
+from memory_kernel import relative
+
 from dynamos_ng.image import Kernel
 from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.memory import Dump
@@ -42,10 +44,6 @@ CODE = bytes.fromhex(
     "c3"  # 1a: ret
     "c20800"  # 1b: ret $8
 ).ljust(0x100, b"\xcc")
-
-
-def relative(place: int, target: int) -> bytes:
-    return struct.pack("<i", target - place)
 
 
 def kernel() -> Kernel:
