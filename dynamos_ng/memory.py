@@ -92,10 +92,22 @@ class _ElfFile:
 
 
 class Kcore(_ElfFile):
-    """The running kernel's memory."""
+    """The running kernel's memory.
+
+    The kernel passes it on through a buffer of the open file: processes that shared one would read what the other asked
+    for. So a forked process opens it anew.
+    """
 
     def __init__(self, path: Path = KCORE) -> None:
         super().__init__(path, "the kernel's memory can be read by root only, and not under lockdown")
+        self._owner = os.getpid()
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return SIZE bytes at virtual ADDRESS; ImageError if they are not all there."""
+        if self._owner != os.getpid():
+            os.close(self._file)
+            self._file, self._owner = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC), os.getpid()
+        return super().read(address, size)
 
 
 class Elf(_ElfFile):
