@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynamos_ng.kprobes import tracefs
+from dynamos_ng.kprobes import LIST, tracefs
 
 LIVEPATCH = Path("/sys/kernel/livepatch")
-KPROBES = Path("/sys/kernel/debug/kprobes/list")
 
 _LISTED = re.compile(r"^([0-9a-f]+)  [kr]  (\S+)\+(0x[0-9a-f]+)", re.MULTILINE)
 _EVENT = re.compile(r"^[pr]\d*:(\S+) (?:\S+:)?([^\s+%]+)(?:\+(\d+))?", re.MULTILINE)  # of an address, a hash is shown
@@ -42,7 +41,7 @@ def parse_kprobes(listed: str, events: str) -> tuple[Kprobe, ...]:
 
 def kprobes() -> tuple[Kprobe, ...]:
     """Return all kprobes of this kernel; OSError where debugfs is not to be had."""
-    return parse_kprobes(KPROBES.read_text(), (tracefs() / "kprobe_events").read_text())
+    return parse_kprobes(LIST.read_text(), (tracefs() / "kprobe_events").read_text())
 
 
 def within(probes: Iterable[Kprobe], start: int, end: int) -> tuple[Kprobe, ...]:

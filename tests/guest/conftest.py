@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dynamos_ng import control
+from dynamos_ng import control, kprobes
+from dynamos_ng.build.update import build
+from dynamos_ng.demo import load as work
 from dynamos_ng.errors import DynamosError
+from dynamos_ng.kprobes import tracefs
 
 DEMO_UPDATES = Path(__file__).parents[2] / "dynamos_ng" / "demo" / "updates"
 START_SECONDS = 300
+#: What leads to the host.
+RELAY = Path("/run/lab/output")
 
 
 class Daemon:
@@ -64,8 +71,6 @@ def daemon() -> Iterator[Daemon]:
 @pytest.fixture
 def loaded(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[[Path], Any]]:
     """Build and load updates; unload them after the test, however it ended."""
-    from dynamos_ng.build.update import build
-
     names: list[str] = []
 
     def load(folder: Path) -> Any:
@@ -102,3 +107,86 @@ def write_update(folder: Path, functions: dict[str, list[int]], source: str = ""
     if source:
         (folder / f"{folder.name}.c").write_text(source)
     return folder
+
+
+def uses(function: str) -> tuple[int, int]:
+    """Return how often a function's clone was entered, and how often it was left."""
+    for update in control.call("status")["updates"]:
+        for status in update["functions"]:
+            if status["function"]["name"] == function:
+                return status["uses"][0]["entered"], status["uses"][0]["exited"]
+    raise AssertionError(function)
+
+
+def entered(function: str) -> int:
+    """Return how often a function's clone was entered."""
+    return uses(function)[0]
+
+
+@pytest.fixture
+def cloned(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Redirect functions to their clones (`edited`: to its edition 2) without any probe on them; give them back later.
+
+    Return probes would stand in the stack traces.
+    """
+    names: list[str] = []
+
+    def redirect(update: str, *functions: str, edited: str = "", source: str = "") -> None:
+        editions = {name: [2] if name == edited else [] for name in (*functions, *filter(None, [edited]))}
+        folder = write_update(tmp_path / update, editions, source)
+        control.call("load", path=str(build(folder, tmp_path)), watch=False)
+        names.append(update)
+        control.call("activate", name=update)
+
+    yield redirect
+    for name in reversed(names):
+        unload(name)
+
+
+def unload(name: str) -> None:
+    """Unload an update in several tries: what an earlier call left on a sleeper's stack goes on being found in a wait.
+
+    That is so for our own, and for that of the task that passes the output on: it gets some to pass on.
+    """
+    deadline = time.monotonic() + 120
+    while True:
+        work.stir()
+        RELAY.write_bytes(b".")
+        try:
+            control.call("unload", name=name, wait=2.0)
+            return
+        except control.Remote:
+            if time.monotonic() > deadline:
+                raise
+
+
+@contextmanager
+def traced(*functions: str) -> Iterator[Callable[[], list[str]]]:
+    """Trace calls of functions; what is given returns the callers of those since the last time."""
+    trace = tracefs()
+    (trace / "set_ftrace_filter").write_text("\n".join(functions))
+    (trace / "current_tracer").write_text("function")
+
+    def callers() -> list[str]:
+        seen = re.findall(r"<-(\w+)", (trace / "trace").read_text())
+        (trace / "trace").write_text("")
+        return seen
+
+    try:
+        yield callers
+    finally:
+        (trace / "current_tracer").write_text("nop")
+        (trace / "set_ftrace_filter").write_text("")
+
+
+@contextmanager
+def probed(name: str, place: int | str) -> Iterator[Callable[[], int]]:
+    """Put a kprobe at an address, or at SYMBOL+OFFSET; what is given returns how often it was hit."""
+    kprobes.define_entry(name, place if isinstance(place, str) else f"{place:#x}")
+    enable = tracefs() / "events" / kprobes.GROUP / name / "enable"
+    try:
+        enable.write_text("1")
+        yield lambda: kprobes.profile()[name][0]
+    finally:
+        enable.write_text("0")
+        kprobes.remove(name)

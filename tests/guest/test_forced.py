@@ -1,76 +1,34 @@
-"""What a load seldom does, brought about on purpose in clones: faults, warnings, flipped keys, stack traces, probes."""
+"""What a load seldom does, brought about on purpose in clones: faults, warnings, flipped keys, stack traces."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import re
 import select
 import signal
+import struct
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, write_update
+from conftest import entered, probed, traced, uses
 
-from dynamos_ng import control, kprobes
-from dynamos_ng.arch import Kind
-from dynamos_ng.build.update import build
+from dynamos_ng.arch import DIRECT
 from dynamos_ng.demo import load as work
 from dynamos_ng.device import Device
-from dynamos_ng.errors import Refusal
 from dynamos_ng.image import Kernel
 from dynamos_ng.kprobes import tracefs
 from dynamos_ng.rewrite.clone import examine
 
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-def entered(function: str) -> int:
-    """Return how often a function's clone was entered."""
-    for update in control.call("status")["updates"]:
-        for status in update["functions"]:
-            if status["function"]["name"] == function:
-                return int(status["uses"][0]["entered"])
-    raise AssertionError(function)
-
-
-@pytest.fixture
-def cloned(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[..., None]]:
-    """Redirect functions to their clones (`edited`: to its edition 2) without any probe on them; give them back later.
-
-    Return probes would stand in the stack traces.
-    """
-    names: list[str] = []
-
-    def redirect(update: str, *functions: str, edited: str = "", source: str = "") -> None:
-        editions = {name: [2] if name == edited else [] for name in (*functions, *filter(None, [edited]))}
-        folder = write_update(tmp_path / update, editions, source)
-        control.call("load", path=str(build(folder, tmp_path)), watch=False)
-        names.append(update)
-        control.call("activate", name=update)
-
-    yield redirect
-    for name in reversed(names):
-        unload(name)
-
-
-def unload(name: str) -> None:
-    """Unload an update in several tries: what an earlier call left on our own stack goes on being found in a wait."""
-    deadline = time.monotonic() + 120
-    while True:
-        work.stir()
-        try:
-            control.call("unload", name=name, wait=2.0)
-            return
-        except control.Remote:
-            if time.monotonic() > deadline:
-                raise
 
 
 # Faults
@@ -207,25 +165,6 @@ def test_a_key_that_is_read_only_since_boot_is_no_key_of_the_clone(cloned: Calla
     assert entered("__check_object_size") > 0
 
 
-@contextmanager
-def traced(*functions: str) -> Iterator[Callable[[], list[str]]]:
-    """Trace calls of functions; what is given returns the callers of those since the last time."""
-    trace = tracefs()
-    (trace / "set_ftrace_filter").write_text("\n".join(functions))
-    (trace / "current_tracer").write_text("function")
-
-    def callers() -> list[str]:
-        seen = re.findall(r"<-(\w+)", (trace / "trace").read_text())
-        (trace / "trace").write_text("")
-        return seen
-
-    try:
-        yield callers
-    finally:
-        (trace / "current_tracer").write_text("nop")
-        (trace / "set_ftrace_filter").write_text("")
-
-
 RENAME = "task_rename"
 
 
@@ -246,17 +185,25 @@ def event(folder: Path) -> Iterator[Callable[[], bool]]:
         enable.write_text("0")
 
 
+def called(function: str) -> Counter[str]:
+    """Return the kernel's functions that a clone calls or jumps to, and how often, as its code stands now."""
+    kernel = Kernel.live()
+    with Device() as device:
+        clone = next(one for one in device.functions() if one.name == function).editions[0]
+    return targets(kernel, clone.start, clone.end)
+
+
+def targets(kernel: Kernel, start: int, end: int) -> Counter[str]:
+    code, _ = kernel.arch.decode(kernel.read(start, end - start), start)
+    return Counter(name for one in code if one.kind in DIRECT and one.target for name in kernel.names(one.target))
+
+
 def test_a_static_call_is_retargeted_in_the_clone(cloned: Callable[..., None]) -> None:
     """A tracepoint calls its only user directly, and several through a loop; the call in the clone goes along."""
-    kernel = Kernel.live()
     cloned("calls", "__set_task_comm")
-    with Device() as device:
-        clone = next(one for one in device.functions() if one.name == "__set_task_comm").editions[0]
 
-    def called() -> list[str]:
-        code, _ = kernel.arch.decode(kernel.read(clone.start, clone.end - clone.start), clone.start)
-        names = [name for one in code if one.kind is Kind.CALL and one.target for name in kernel.names(one.target)]
-        return [name for name in names if RENAME in name]
+    def now() -> list[str]:
+        return [name for name in called("__set_task_comm") if RENAME in name]
 
     def rename() -> None:
         before = entered("__set_task_comm")
@@ -268,19 +215,151 @@ def test_a_static_call_is_retargeted_in_the_clone(cloned: Callable[..., None]) -
     other.mkdir()
     try:
         rename()
-        assert called() == loop, "as long as nobody wants to know, it is skipped"
+        assert now() == loop, "as long as nobody wants to know, it is skipped"
         with event(tracefs()) as one:
             rename()
-            assert (called(), one()) == (direct, True)
+            assert (now(), one()) == (direct, True)
             with event(other) as two:
                 rename()
-                assert (called(), one(), two()) == (loop, True, True)
+                assert (now(), one(), two()) == (loop, True, True)
             rename()
-            assert (called(), one(), two()) == (direct, True, False)
+            assert (now(), one(), two()) == (direct, True, False)
         rename()
-        assert (called(), one()) == (loop, False)
+        assert (now(), one()) == (loop, False)
     finally:
         other.rmdir()
+
+
+PREEMPTION = Path("/sys/kernel/debug/sched/preempt")
+#: What the mode of preemption puts at the static calls of each kind, where it does not take the call away.
+RESCHEDULES = {"__cond_resched", "preempt_schedule_thunk", "preempt_schedule_notrace_thunk"}
+
+
+def use_memory_file() -> None:
+    file = os.memfd_create("file")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    os.write(file, b"some" * 10_000)
+    assert os.pread(file, 8, 20_000) == b"somesome"
+    os.ftruncate(file, 0)
+    os.close(file)
+
+
+def test_the_mode_of_preemption_rules_the_clones_as_well(cloned: Callable[..., None]) -> None:
+    """It is made of nothing but static calls, thousands of them: in some modes they call nothing.
+
+    No load meanwhile: an emulated CPU that is kept busy makes each take 40 ms, and all of them together minutes.
+    """
+    names = ("flock_lock_inode", "do_sys_ftruncate", "shmem_get_inode", "shmem_file_read_iter", "shmem_undo_range")
+    mode = re.search(r"\((\w+)\)", PREEMPTION.read_text())
+    assert mode
+    cloned("modes", *names)
+    seen = set()
+    try:
+        for chosen in ("full", "none", "voluntary"):
+            PREEMPTION.write_text(chosen)
+            kernel = Kernel.live()
+            for name in names:
+                symbol = kernel.function(name)
+                wanted, have = targets(kernel, symbol.address, symbol.end), called(name)
+                assert {one: have[one] for one in RESCHEDULES} == {one: wanted[one] for one in RESCHEDULES}
+            seen.add(tuple(sum(called(name)[one] for name in names) for one in sorted(RESCHEDULES)))
+            before = {name: entered(name) for name in names}
+            use_memory_file()
+            assert all(entered(name) > before[name] for name in names)
+    finally:
+        PREEMPTION.write_text(mode[1])
+    assert len(seen) == 3
+
+
+PERF_EVENT_OPEN = 298
+PERF_SAMPLE = 9
+
+
+def sampled(seconds: float) -> list[int]:
+    """Run and be sampled each millisecond by the kernel's clock; return where."""
+    # type and size; config: PERF_COUNT_SW_CPU_CLOCK; sample_period in ns; sample_type: PERF_SAMPLE_IP
+    attributes = struct.pack("<IIQQQ", 1, 64, 0, 1_000_000, 1).ljust(64, b"\0")
+    counter = libc.syscall(PERF_EVENT_OPEN, attributes, 0, -1, -1, 0)
+    assert counter >= 0
+    try:
+        with mmap.mmap(counter, 65 * mmap.PAGESIZE) as ring:
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                pass
+            (head,) = struct.unpack_from("<Q", ring, 1024)
+            records = struct.iter_unpack("<IHHQ", ring[mmap.PAGESIZE : mmap.PAGESIZE + head])
+            return [place for kind, _, _, place in records if kind == PERF_SAMPLE]
+    finally:
+        os.close(counter)
+
+
+def test_a_static_call_leads_into_a_module_and_back(cloned: Callable[..., None]) -> None:
+    """Of one that stands for `return 0` there is no call at all; with KVM it has somebody to ask."""
+    function, ask, where = "perf_instruction_pointer", "kvm_guest_state", "kvm_guest_get_ip"
+    cloned("guests", function)
+
+    def sample() -> None:
+        before = entered(function)
+        places = sampled(0.2)
+        assert entered(function) - before >= len(places) > 5
+        assert any(0 < place < 1 << 47 for place in places), "in this program"
+
+    alone = called(function)
+    assert not {ask, where} & alone.keys()
+    sample()
+    subprocess.run(["modprobe", "kvm-amd"], check=True)
+    try:
+        assert called(function)[ask] == called(function)[where] == 1
+        with traced(ask) as callers:
+            sample()
+            assert f"{function}_v1" in callers()
+    finally:
+        subprocess.run(["rmmod", "kvm_amd", "kvm"], check=True)
+    assert called(function) == alone
+    sample()
+    calls, returns = uses(function)
+    assert calls == returns > 0
+
+
+# Ways out
+
+
+def read_cpuinfo() -> None:
+    os.close(os.open("/proc/cpuinfo", os.O_RDONLY))
+
+
+def log_a_line() -> None:
+    Path("/dev/kmsg").write_text("<6>hello from a part that was split off\n")
+
+
+def add_no_swap() -> None:
+    assert failed(libc.swapon(b"/nowhere", 0)) == errno.ENOENT
+
+
+#: Functions that nobody calls but we; how, and what is special about them.
+WAYS_OUT: dict[str, tuple[Callable[[], None], str]] = {
+    "cpuinfo_open": (read_cpuinfo, "left by a tail jump"),
+    "devkmsg_write": (log_a_line, "its .cold part does the work"),
+    "__do_sys_swapon": (add_no_swap, "no ftrace site"),
+}
+
+
+def test_every_way_out_is_counted(cloned: Callable[..., None]) -> None:
+    """Exactly; and a split part is entered in the clone, not in the original."""
+    kernel = Kernel.live()
+    originals = {name: examine(kernel, kernel.function(name)) for name in WAYS_OUT}
+    assert "seq_open" in {name for way in originals["cpuinfo_open"].ways for name in kernel.names(way)}
+    assert originals["__do_sys_swapon"].entry.ftrace is None
+    cold = originals["devkmsg_write"].body.parts[1]
+    assert any("devkmsg_emit" in name for name in targets(kernel, cold.address, cold.end))
+    cloned("ways", *WAYS_OUT)
+    with probed("cold", cold.address) as hits:
+        for call, _ in WAYS_OUT.values():
+            for _ in range(7):
+                call()
+        assert hits() == 0, "the original's part"
+    assert kernel_log().count("hello from a part that was split off") == 7
+    assert {name: uses(name) for name in WAYS_OUT} == dict.fromkeys(WAYS_OUT, (7, 7))
 
 
 # Stack traces
@@ -343,74 +422,3 @@ def test_the_stack_trace_of_a_sleeper_in_a_clone_is_complete(cloned: Callable[..
         wanted = [f"{name}_v1" if name in PAUSES else name for name in originals[function]]
         assert f"{function}_v1" in wanted
         assert stack_of(pause, function) == wanted
-
-
-# Others who watch the same functions
-
-
-def read_version() -> None:
-    Path("/proc/version").read_text()
-
-
-def test_a_function_traced_while_it_is_cloned_stays_traced(cloned: Callable[..., None]) -> None:
-    """Its ftrace site is a call at that time: neither is the call cloned, nor does the tracer lose the function."""
-    with traced("version_proc_show") as callers:
-        read_version()
-        assert callers() == ["seq_read_iter"]
-        cloned("traced", "version_proc_show")
-        read_version()
-        assert callers() == ["seq_read_iter"]
-        assert entered("version_proc_show") == 1
-    read_version()
-    with traced("version_proc_show") as callers:
-        read_version()
-        assert callers() == ["seq_read_iter"]
-    assert entered("version_proc_show") == 3
-
-
-@contextmanager
-def probed(name: str, place: int | str) -> Iterator[Callable[[], int]]:
-    """Put a kprobe at an address, or at SYMBOL+OFFSET; what is given returns how often it was hit."""
-    kprobes.define_entry(name, place if isinstance(place, str) else f"{place:#x}")
-    enable = tracefs() / "events" / kprobes.GROUP / name / "enable"
-    try:
-        enable.write_text("1")
-
-        def hits() -> int:
-            lines = (tracefs() / "kprobe_profile").read_text().splitlines()
-            return int(next(line.split()[1] for line in lines if line.split()[0] == name))
-
-        yield hits
-    finally:
-        enable.write_text("0")
-        kprobes.remove(name)
-
-
-def test_a_kprobe_at_the_entry_goes_on_counting(cloned: Callable[..., None]) -> None:
-    with probed("before", Kernel.live().function("version_proc_show").address) as hits:
-        read_version()
-        cloned("probed", "version_proc_show")
-        read_version()
-        assert hits() == 2
-        assert entered("version_proc_show") == 1
-
-
-def test_a_function_with_a_kprobe_in_its_body_is_refused(daemon: Daemon, tmp_path: Path) -> None:
-    """Where the breakpoint stands; and no more once the probe is gone."""
-    folder = write_update(tmp_path / "inside", {"cmdline_proc_show": []})
-    kernel = Kernel.live()
-    symbol = kernel.function("cmdline_proc_show")
-    body = examine(kernel, symbol).body
-    inside = next(one for one in body.instructions if one.size >= 5 and one.address > symbol.address + 10)
-    setting = Path("/proc/sys/debug/kprobes-optimization")
-    setting.write_text("0")
-    try:
-        with probed("inside", inside.address):
-            with pytest.raises(Refusal) as caught:
-                build(folder, tmp_path)
-            assert caught.value.function == "cmdline_proc_show"
-            assert caught.value.address is not None
-            assert inside.address <= caught.value.address < inside.address + inside.size
-    finally:
-        setting.write_text("1")
-    assert build(folder, tmp_path).exists()

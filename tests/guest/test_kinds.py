@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import write_update
+from conftest import entered, uses, write_update
 
 from dynamos_ng import control
 from dynamos_ng.demo import load as work
@@ -29,17 +29,6 @@ KINDS = {
     "wake_up_new_task": "static keys, static calls",
     "put_pid": "a tail jump",
 }
-
-
-def states(name: str) -> dict[str, tuple[int, int]]:
-    """Return entered and exited of v1, by function."""
-    for update in control.call("status")["updates"]:
-        if update["name"] == name:
-            return {
-                status["function"]["name"]: (status["uses"][0]["entered"], status["uses"][0]["exited"])
-                for status in update["functions"]
-            }
-    raise AssertionError(name)
 
 
 def churn(folder: Path) -> None:
@@ -62,8 +51,7 @@ def test_every_kind_under_load(loaded: Callable[[Path], Any], tmp_path: Path) ->
         moved, intact = pipes.finish()
     assert intact
     assert moved
-    entered = states("kinds")
-    assert {name for name, (count, _) in entered.items() if count == 0} == set()
+    assert {name for name in KINDS if not entered(name)} == set()
     assert os_open_fault() == errno.EFAULT, "a fault inside a cloned access to user memory is fixed up in the clone"
     control.call("unload", name="kinds", wait=120.0)
     churn(tmp_path)
@@ -82,9 +70,9 @@ def test_a_function_that_never_returns(loaded: Callable[[Path], Any], tmp_path: 
     control.call("activate", name="exits")
     for _ in range(10):
         subprocess.run(["/bin/true"], check=True)
-    entered, exited = states("exits")["do_exit"]
-    assert entered >= 10
-    assert exited == 0
+    calls, returns = uses("do_exit")
+    assert calls >= 10
+    assert returns == 0
     control.call("unload", name="exits", wait=60.0)
     assert control.call("status")["updates"] == []
 

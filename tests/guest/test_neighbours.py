@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon, write_update
-from test_forced import probed, traced, unload
+from conftest import Daemon, probed, traced, unload, write_update
 
 from dynamos_ng import control, kprobes, modules, neighbours
 from dynamos_ng.arch import Kind

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEMO_UPDATES, Daemon, write_update
+from conftest import DEMO_UPDATES, Daemon, probed, write_update
 
-from dynamos_ng import bpf, bpfmaps, control, kprobes, uapi
+from dynamos_ng import bpf, bpfmaps, control, uapi
 from dynamos_ng.build.update import build
 from dynamos_ng.demo import load as work
 from dynamos_ng.device import Device
@@ -290,16 +290,10 @@ def test_bytes_that_somebody_else_changed(loaded: Callable[[Path], Any]) -> None
     loaded(DEMO_UPDATES / "pipe")
     with Device() as device:
         function = next(f for f in device.functions() if f.name == "pipe_read")
-    kprobes.define_entry("foreign", f"{function.site:#x}")
-    enable = kprobes.tracefs() / "events" / kprobes.GROUP / "foreign" / "enable"
-    enable.write_text("1")
-    try:
+    with probed("foreign", function.site):
         with pytest.raises(control.Remote, match="not the expected ones") as caught:
             control.call("activate", name="pipe")
         assert f"at {function.site:#x}" in str(caught.value)
-    finally:
-        enable.write_text("0")
-        kprobes.remove("foreign")
     control.call("activate", name="pipe")
     control.call("unload", name="pipe", wait=60.0)
 
