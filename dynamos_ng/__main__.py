@@ -52,6 +52,10 @@ def command_line(argv: list[str]) -> int:
     from dynamos_ng.errors import MissingTool
 
     try:
+        if argv[0] == "lab":
+            from dynamos_ng.lab import command
+
+            return command.run(argv[1:])
         from dynamos_ng import cli
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -89,10 +93,6 @@ def main(argv: list[str]) -> int:
             return test(argv[1:])
         if argv[0] == "demo":
             return demo(argv[1:])
-        if argv[0] == "lab":
-            from dynamos_ng.lab import command
-
-            return command.run(argv[1:])
         return command_line(argv)
     except DynamosError as error:
         sys.stderr.write(f"dynamos: {error}\n")

@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dynamos_ng.errors import GuestDied, GuestTimeout
+from dynamos_ng.lab.matrix import Row
+
 WORDS = {"loaded": "[disabled]", "redirected": "[enabled]", "draining": "[disabling...]"}
 COLOURS = {"loaded": "", "redirected": "green", "draining": "yellow"}
 
@@ -32,6 +35,17 @@ def state(word: str) -> Text:
 
 def _in_flight(use: dict[str, Any]) -> int:
     return int(use["entered"]) - int(use["exited"])
+
+
+def matrix(rows: Iterable[Row]) -> None:
+    """Show how a command ended on each kernel."""
+    words = {GuestTimeout.exit_code: "timeout", GuestDied.exit_code: "guest died"}
+    table = plain_table("kernel", "release", "cpu", "status", "#seconds")
+    for row in rows:
+        word = words.get(row.status, "") if row.error else ""
+        said = Text(f"{row.status} {word}".strip(), style="red" if row.status else "green")
+        table.add_row(row.kernel, row.release, row.cpu, said, f"{row.seconds:.1f}")
+    console.print(table)
 
 
 def loaded(update: dict[str, Any]) -> None:

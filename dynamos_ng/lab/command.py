@@ -1,24 +1,24 @@
-"""``dynamos lab``: a command, a shell, or a mass redirect in a throw-away guest."""
+"""``dynamos lab``: a command, a shell, or a mass redirect in a throw-away guest; or a command in many."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from dynamos_ng import uapi
 from dynamos_ng.errors import DynamosError, UsageError
-from dynamos_ng.lab import machine, mass, root, saved
+from dynamos_ng.lab import machine, mass, matrix, root, saved, variants
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the verbs ``run``, ``shell``, ``mass`` and ``save-image``; `main` takes what it parses."""
+    """Give a parser the lab's verbs; `main` takes what it parses."""
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     one = verbs.add_parser("run", help="boot a guest, run a command in it as root, and exit with its status")
-    one.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for the command (600)")
-    one.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     one.set_defaults(lab="run")
     two = verbs.add_parser("shell", help="boot a guest with a shell on this terminal")
     two.set_defaults(lab="shell")
@@ -37,6 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     four = verbs.add_parser("save-image", help="save a stock kernel as it runs, for survey")
     four.add_argument("folder", type=Path, metavar="DIR", help="a folder that is not there yet")
     four.set_defaults(lab="save-image")
+    five = verbs.add_parser("matrix", help="run a command on every kernel; exit with 1 if it failed on one")
+    five.add_argument("--kernel", choices=root.KERNELS, action="append", help="only on this one; may be repeated")
+    five.add_argument("--processors", action="store_true",
+                      help="on each processor that makes a kernel patch its own code differently")  # fmt: skip
+    five.add_argument("--json", action="store_true", help="print JSON, with the output in it")
+    five.set_defaults(lab="matrix")
+    for verb in (one, five):
+        verb.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for the command (600)")
+        verb.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     for verb in (one, two, three, four):
         verb.add_argument("--kernel", choices=root.KERNELS, default=root.DEFAULT, help=f"({root.DEFAULT})")
     for verb in (one, two, three):
@@ -56,6 +65,8 @@ def main(options: argparse.Namespace) -> int:
     if options.lab == "save-image":
         saved.save(options.folder, options.kernel)
         return 0
+    if options.lab == "matrix":
+        return _matrix(options)
     if options.out is not None and not options.out.is_dir():
         raise UsageError(f"{options.out}: not a folder")
     if options.lab == "shell":
@@ -64,14 +75,32 @@ def main(options: argparse.Namespace) -> int:
         machine.shell(cpus=options.cpus, memory=options.memory, cmdline=options.cmdline, out_dir=options.out,
                       kernel=options.kernel, cpu=options.cpu)  # fmt: skip
         return 0
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if not command:
-        raise UsageError("lab run: no command given")
     result = machine.run(
-        command, timeout=options.timeout, cpus=options.cpus, memory=options.memory, cmdline=options.cmdline,
+        _command(options), timeout=options.timeout, cpus=options.cpus, memory=options.memory, cmdline=options.cmdline,
         out_dir=options.out, on_output=_show, kernel=options.kernel, cpu=options.cpu,
     )  # fmt: skip
     return result.status
+
+
+def _command(options: argparse.Namespace) -> list[str]:
+    command: list[str] = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise UsageError(f"lab {options.lab}: no command given")
+    return command
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    if not options.json:
+        from dynamos_ng.cli import tables  # first, for the packages that it needs may not be here
+    rows = matrix.run(
+        _command(options), variants.variants(options.kernel or root.KERNELS, options.processors),
+        timeout=options.timeout, say=(lambda _: None) if options.json else _show,
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        tables.matrix(rows)
+    return int(any(row.status for row in rows))
 
 
 def _show(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -175,10 +176,29 @@ def test_the_command_line_gives_the_status_and_the_output(tmp_path: Path) -> Non
     assert (done.returncode, done.stdout) == (7, "1\n")
 
 
-def test_a_guest_may_have_32_bits() -> None:
-    program = "import platform, sys; print(platform.machine(), sys.maxsize)"
-    done = cli("run", "--kernel", "6.1-i386", "--", "python3", "-c", program)
-    assert (done.returncode, done.stdout) == (0, f"i686 {2**31 - 1}\n")
+def test_one_command_on_every_kernel() -> None:
+    """Which i386 cannot do."""
+    program = "import platform as p, sys; print(p.release(), p.machine(), sys.maxsize); sys.exit(sys.maxsize < 2**32)"
+    done = cli("matrix", "--json", "--", "python3", "-c", program)
+    rows = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [(row["kernel"], row["status"], row["error"]) for row in rows] == [
+        ("6.1", 0, ""), ("6.12", 0, ""), ("7.2", 0, ""), ("6.1-i386", 1, ""),
+    ]  # fmt: skip
+    for row in rows:
+        kind = f"i686 {2**31 - 1}" if row["kernel"] == "6.1-i386" else f"x86_64 {2**63 - 1}"
+        assert row["output"] == f"{row['release']} {kind}\n"
+        assert row["release"].startswith(row["kernel"].partition("-")[0] + ".")
+
+
+def test_a_matrix_tells_a_timeout_and_a_dead_guest_and_goes_on() -> None:
+    command = "grep -q Milan /proc/cpuinfo && echo c >/proc/sysrq-trigger; grep -q Skylake /proc/cpuinfo || sleep 1000"
+    done = cli("matrix", "--kernel", "6.1", "--processors", "--timeout", "4", "--", "sh", "-c", command)
+    assert done.returncode == 1
+    assert "Kernel panic - not syncing: sysrq triggered crash" in done.stdout
+    table = [line.split() for line in done.stdout.splitlines()[-4:]]
+    assert table[0] == ["kernel", "release", "cpu", "status", "seconds"]
+    assert [" ".join(row[2:-1]) for row in table[1:]] == ["max 124 timeout", "its 0", "srso 125 guest died"]
 
 
 def test_the_command_line_tells_a_timeout() -> None:
@@ -191,6 +211,7 @@ def test_the_command_line_tells_a_timeout() -> None:
     ("arguments", "message"),
     [
         (["run"], "lab run: no command given"),
+        (["matrix", "--kernel", "7.2"], "lab matrix: no command given"),
         (["run", "--out", "/no/such", "true"], "/no/such: not a folder"),
         (["shell"], "lab shell: needs a terminal"),
         (["save-image", "/tmp"], "/tmp: is there already"),
