@@ -7,6 +7,7 @@ collected.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 
 OUT = Path("/out")
 WANTED = "wanted.json"
+#: The parameter that tells a test on which variant of a guest it runs (see lab/variants.py); all tests have it.
+VARIANT = "variant"
 EVENTS = "events.jsonl"
 #: Written to the kernel's log with the test's name, so that the console tells what was done when.
 TEST_SIGN = "dynamos test: "
@@ -24,12 +27,28 @@ def _write(**event: Any) -> None:
         file.write(json.dumps(event, default=str) + "\n")
 
 
+def _wanted() -> dict[str, Any]:
+    return dict(json.loads((OUT / WANTED).read_text()))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Name each test as the host does."""
+    parametrize(metafunc, [_wanted()[VARIANT]])
+
+
+def parametrize(metafunc: pytest.Metafunc, variants: Sequence[str]) -> None:
+    """Make a test one for each variant."""
+    if VARIANT not in metafunc.fixturenames:
+        metafunc.fixturenames.append(VARIANT)
+    metafunc.parametrize(VARIANT, variants, scope="session")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what the host wants, in the host's order."""
     collected = {item.nodeid: item for item in items}
-    wanted = json.loads((OUT / WANTED).read_text())
-    items[:] = [collected[nodeid] for nodeid in wanted if nodeid in collected]
+    items[:] = [collected[nodeid] for nodeid in _wanted()["tests"] if nodeid in collected]
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:

@@ -1,7 +1,8 @@
 """pytest plugin for the host's side: tests under tests/guest run in a guest, and count here like any other.
 
-Tests that ask for the same kind of guest share a boot. When a guest dies, or a test takes too long, that test fails
-with the console's end, and the rest go on in a new guest.
+Each is a test for every kernel that it runs on: on the usual one, on those of ``--kernel``, on all with ``--thorough``;
+see the markers in pyproject.toml. Tests that ask for the same kind of guest share a boot. When a guest dies, or a test
+takes too long, that test fails with the console's end, and the rest go on in a new guest.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 import pytest
 
 from dynamos_ng.errors import DynamosError
-from dynamos_ng.lab import machine
-from dynamos_ng.lab.pytest_guest import EVENTS, TEST_SIGN, WANTED
+from dynamos_ng.lab import machine, root
+from dynamos_ng.lab.pytest_guest import EVENTS, TEST_SIGN, VARIANT, WANTED, parametrize
+from dynamos_ng.lab.variants import chosen
 
 #: A test's own limit, unless marked otherwise; and the whole guest's, which only a lost guest reaches.
 TEST_SECONDS = 600.0
@@ -34,9 +36,15 @@ def in_guest(item: pytest.Item) -> bool:
 
 
 def kind_of(item: pytest.Item) -> Kind:
-    """Return what sort of guest a test asks for with its marker ``boot``."""
+    """Return what sort of guest a test asks for: that of its variant, and what its marker ``boot`` says."""
+    kernel, _, cpu = _variant(item).partition("+")
     marker = item.get_closest_marker("boot")
-    return tuple(sorted(marker.kwargs.items())) if marker else ()
+    return tuple(sorted({"kernel": kernel, "cpu": cpu or "max", **(marker.kwargs if marker else {})}.items()))
+
+
+def _variant(item: pytest.Item) -> str:
+    """Return a guest's test's variant; empty if it runs on none."""
+    return str(item.callspec.params[VARIANT])  # type: ignore[attr-defined]
 
 
 def limit_of(item: pytest.Item) -> float:
@@ -45,9 +53,35 @@ def limit_of(item: pytest.Item) -> float:
     return float(marker.args[0]) if marker else TEST_SECONDS
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the kernels and processors of guests be chosen."""
+    parser.addoption("--kernel", action="append", choices=tuple(root.KERNELS), default=[],
+                     help="run the guests' tests on this kernel, not the usual one; may be repeated")  # fmt: skip
+    parser.addoption("--processors", action="store_true",
+                     help="run them on each processor that makes a kernel patch its own code differently")  # fmt: skip
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the guests' tests last, and those of one kind of guest together."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a guest's test one for each kernel and processor that it is to run on."""
+    item, option = metafunc.definition, metafunc.config.option
+    if not in_guest(item):
+        return
+    only, needs = ([name for mark in item.iter_markers(which) for name in mark.args] for which in ("kernels", "needs"))
+    found = chosen(
+        only, needs, asked=option.kernel,
+        everywhere=option.thorough or item.get_closest_marker("everywhere") is not None,
+        processors=option.processors or item.get_closest_marker("processors") is not None,
+    )  # fmt: skip
+    parametrize(metafunc, [str(variant) for variant in found] or [""])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the guests' tests last, and those of one kind of guest together; drop those that no kernel is left for."""
+    if nowhere := [item for item in items if in_guest(item) and not _variant(item)]:
+        config.hook.pytest_deselected(items=nowhere)
+        items[:] = [item for item in items if item not in nowhere]
     kinds: dict[Kind, int] = {}
     for item in filter(in_guest, items):
         kinds.setdefault(kind_of(item), len(kinds))
@@ -98,7 +132,9 @@ class Boot:
         self._out = Path(self._folder.name)
         self._kind = dict(kind)
         self._config = config
-        (self._out / WANTED).write_text(json.dumps([item.nodeid for item in items]))
+        (self._out / WANTED).write_text(
+            json.dumps({VARIANT: _variant(items[0]), "tests": [item.nodeid for item in items]})
+        )
         (self._out / EVENTS).touch()
         self._events = (self._out / EVENTS).open()
         self._part = ""
@@ -113,7 +149,6 @@ class Boot:
             "python3", "-m", "pytest", "-c", "/dynamos/pyproject.toml", "--rootdir=/dynamos", "-p", "no:cacheprovider",
             f"--tb={option.tbstyle}", *(["--showlocals"] if option.showlocals else []),
             *["-v"] * option.verbose, *(["-s"] if option.capture == "no" else []),
-            *(["--thorough"] if option.thorough else []),
             *(["--thorough"] if option.thorough else []),
             *(f"/dynamos/{file}" for file in files),
         ]  # fmt: skip

@@ -72,12 +72,12 @@ def test_each_guest_test_is_reported_as_it_ended(tmp_path: Path) -> None:
         check=False,
     )
     ended = re.findall(r"^tests/\S*::(\S+) (\w+) +\[", done.stdout, re.MULTILINE)
-    assert ended == [
-        ("test_host", "PASSED"),
+    assert ended[0] == ("test_host", "PASSED"), done.stdout + done.stderr
+    assert [(re.sub(r"[[-]6\.1\]$", "", name), how) for name, how in ended[1:]] == [
         ("test_passes", "PASSED"),
         ("test_fails", "FAILED"),
-        ("test_parameters[1]", "PASSED"),
-        ("test_parameters[2]", "PASSED"),
+        ("test_parameters[1", "PASSED"),
+        ("test_parameters[2", "PASSED"),
         ("test_fixture", "ERROR"),
         ("test_hangs", "FAILED"),
         ("test_goes_on_after_a_hang", "PASSED"),
