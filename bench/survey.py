@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import capstone
@@ -23,13 +24,17 @@ MOST_TIMES = 3
 MOST_MEMORY = 1 << 30
 
 
-def bare(kernel: Kernel) -> tuple[float, int]:
-    """Return seconds and instructions of capstone alone, symbol by symbol; padding behind a symbol is left out."""
-    mode = capstone.CS_MODE_64 if kernel.arch.word == 8 else capstone.CS_MODE_32
+def texts(kernel: Kernel) -> list[tuple[bytes, int]]:
+    """Return code and address of each code symbol, without the padding behind it."""
+    places = sorted({symbol.address for symbol in kernel.symbols.code() if kernel.in_text(symbol.address)})
+    return [(kernel.read(at, kernel.symbols.after(at) - at).rstrip(b"\xcc\x90\0"), at) for at in places]
+
+
+def bare(word: int, code: Sequence[tuple[bytes, int]]) -> tuple[float, int]:
+    """Return seconds and instructions of capstone alone over CODE, symbol by symbol."""
+    mode = capstone.CS_MODE_64 if word == 8 else capstone.CS_MODE_32
     engine = capstone.Cs(capstone.CS_ARCH_X86, mode)
     engine.syntax = capstone.CS_OPT_SYNTAX_ATT
-    places = sorted({symbol.address for symbol in kernel.symbols.code() if kernel.in_text(symbol.address)})
-    code = [(kernel.read(at, kernel.symbols.around(at)[1] - at).rstrip(b"\xcc\x90\0"), at) for at in places]
     count = 0
     began = time.monotonic()
     for data, at in code:
@@ -45,11 +50,15 @@ def main() -> int:
     options = parser.parse_args()
     try:
         kernel = opened(options)
+        code = texts(kernel)
+        # One half before and one behind, so that what else runs on the machine weighs on both alike.
+        before = bare(kernel.arch.word, code[::2])
         done = survey.survey(kernel)
+        behind = bare(kernel.arch.word, code[1::2])
     except DynamosError as error:
         print(f"bench: {error}", file=sys.stderr)
         return error.exit_code
-    seconds, count = bare(kernel)
+    seconds, count = (one + two for one, two in zip(before, behind, strict=True))
     report = {**done.report(), "capstone_seconds": round(seconds, 2)}
     print(
         f"survey {done.seconds:.1f} s ({done.cpu_seconds:.1f} s of processors), capstone alone {seconds:.1f} s for "

@@ -150,7 +150,7 @@ class Kernel:
         if not 1 <= position <= len(found):
             raise Refusal(name, f"there is no position {position}", remedy=f"positions go from 1 to {len(found)}")
         address = found[position - 1].address
-        return Symbol(name, address, self.symbols.around(address)[1] - address)
+        return Symbol(name, address, self.symbols.after(address) - address)
 
     def function_names(self) -> list[str]:
         """Return the names of all symbols in the kernel's text, in order of address; cold parts are left
@@ -237,7 +237,7 @@ class Kernel:
 
     def _callees(self, address: int) -> list[int]:
         """Return the functions that the one at ADDRESS calls or jumps to directly."""
-        end = self.symbols.around(address)[1]
+        end = self.symbols.after(address)
         decoded, _covered = self.arch.decode(self.read(address, end - address), address)
         targets = [i.target for i in decoded if i.kind in DIRECT and i.target is not None]
         return [target for target in targets if self.symbols.at(target)]

@@ -100,6 +100,11 @@ class Symbols:
             return [], 0
         return self.at(self._sorted[after - 1]), self._sorted[after]
 
+    def after(self, address: int) -> int:
+        """Return the next higher symbol address; 0 if there is none."""
+        after = bisect_right(self._sorted, address)
+        return self._sorted[after] if after < len(self._sorted) else 0
+
     def label(self, address: int) -> str:
         """Return an address as symbol and offset, with the module's name, as the kernel's own traces write it."""
         found, _ = self.around(address)

@@ -26,6 +26,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -163,7 +164,7 @@ def census(kernel: Kernel) -> Census:
         if name is None:
             labels[max(kinds.values(), key=LABELS.index)] += 1
         else:
-            functions.append(Symbol(name, address, kernel.symbols.around(address)[1] - address))
+            functions.append(Symbol(name, address, kernel.symbols.after(address) - address))
     return Census(len(code), len(code) - addresses, {name: labels[name] for name in LABELS}, tuple(functions))
 
 
@@ -245,10 +246,8 @@ def _branches(kernel: Kernel, body: Body, traits: set[str]) -> tuple[list[int], 
     start, site = body.address, body.address + kernel.arch.trampoline
     inside: list[int] = []
     leaves = False
-    for instruction in body.instructions:
+    for instruction in body.special:
         kind, target = instruction.kind, instruction.target
-        if kind in _QUIET:
-            continue
         if kind is Kind.RETURN:
             leaves = True
         elif kind is Kind.JUMP_INDIRECT:
@@ -259,7 +258,9 @@ def _branches(kernel: Kernel, body: Body, traits: set[str]) -> tuple[list[int], 
                 traits.add("short-only branch")
             if start < target < site:
                 traits.add("branch into trampoline")
-            if kind is Kind.CALL or any(part.address <= target < part.limit for part in body.parts):
+            if kind is Kind.CALL or target in body.boundaries:
+                continue
+            if any(part.address <= target < part.limit for part in body.parts):
                 continue
             leaves = True
             if target not in thunks:
@@ -270,9 +271,6 @@ def _branches(kernel: Kernel, body: Body, traits: set[str]) -> tuple[list[int], 
                 elif any("indirect_thunk" in name for name in names):
                     traits.add("indirect jump")
     return inside, leaves
-
-
-_QUIET = frozenset((Kind.PLAIN, Kind.NOP))
 
 
 def release(kernel: Kernel) -> str:
@@ -295,20 +293,30 @@ def release(kernel: Kernel) -> str:
 _work: tuple[Kernel, Sequence[Symbol]] | None = None
 
 
-def _look_at(start: int) -> list[Finding]:
+#: What a finding says besides its symbol.
+_Told = tuple[int, str, str, tuple[int, ...]]
+
+
+def _look_at(start: int) -> list[_Told]:
+    """Return findings without their symbols, which the asker has: less to hand over."""
     assert _work is not None
     kernel, functions = _work
-    return [look(kernel, symbol)[0] for symbol in functions[start : start + _CHUNK]]
+    found = [look(kernel, symbol)[0] for symbol in functions[start : start + _CHUNK]]
+    return [(one.traits, one.kind, one.reason, one.inside) for one in found]
 
 
 def survey(kernel: Kernel, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Survey:
     """Look at all functions, with a process per CPU; PROGRESS is told how many are done, of how many."""
     began, cpu = time.monotonic(), _cpu()
-    who = census(kernel)
+    with ThreadPoolExecutor(1) as beside:
+        tables = beside.submit(kernel.bugs, 0, 0)  # a vmlinux may have to be unpacked for the first of them
+        who = census(kernel)
+        tables.result()
     found: list[Finding] = []
     processes = min(os.cpu_count() or 1, 2)
     for chunk in _chunks(kernel, who.functions, processes):
-        found += chunk
+        symbols = who.functions[len(found) : len(found) + len(chunk)]
+        found += [Finding(symbol, *told) for symbol, told in zip(symbols, chunk, strict=True)]
         progress(len(found), len(who.functions))
     entered = {target for one in found for target in one.inside}
     several = 1 << TRAITS.index("several entrypoints")
@@ -324,7 +332,7 @@ def survey(kernel: Kernel, progress: Callable[[int, int], None] = lambda _done, 
     )
 
 
-def _chunks(kernel: Kernel, functions: Sequence[Symbol], processes: int) -> Iterator[list[Finding]]:
+def _chunks(kernel: Kernel, functions: Sequence[Symbol], processes: int) -> Iterator[list[_Told]]:
     global _work  # noqa: PLW0603 - forked processes find it here
     _work = kernel, functions
     try:

@@ -38,6 +38,8 @@ _IMMOVABLE = {
     0xEA: "a far jump",
 }
 
+#: Plain instructions of up to so many bytes, most of all code, are looked at once: the bytes say all of them.
+_SHORT = 4
 #: Returns from interrupts, of the code's own width.
 _IRET = (b"\xcf", b"\x48\xcf")
 
@@ -77,6 +79,7 @@ class Decoder:
         self._prefixes = _PREFIXES | self._rex
         self._loops = _LOOPS[bits]
         self._rules = self._all_rules()
+        self._plain: dict[bytes, str] = {}
 
     def _all_rules(self) -> list[_Rule | None]:
         rules: list[_Rule | None] = [None] * 256
@@ -103,6 +106,7 @@ class Decoder:
         Fewer bytes than given means that the next one starts no instruction that capstone knows.
         """
         found: list[Instruction] = []
+        plain, make = self._plain, tuple.__new__
         append, classify, disassemble = found.append, self._classify, self._engine.disasm_lite
         offset = 0
         length = len(code)
@@ -111,8 +115,15 @@ class Decoder:
             piece = code[offset : end if end >= 0 else length] if offset or end >= 0 else code
             for at, size, name, operands in disassemble(piece, address + offset):
                 start = at - address
-                append(classify(at, size, code[start : start + size], name, operands))
                 offset = start + size
+                raw = code[start:offset]
+                if text := plain.get(raw):
+                    append(make(Instruction, (at, size, raw, Kind.PLAIN, None, 0, "", text)))
+                    continue
+                one = classify(at, size, raw, name, operands)
+                append(one)
+                if size <= _SHORT and one.kind is Kind.PLAIN:
+                    plain[raw] = one.text
             known = 0 if offset >= length else len(_XEN) if offset == end else _known(code, offset)
             if not known:
                 return self._serialising(found) if b"\xcf" in code else found, offset

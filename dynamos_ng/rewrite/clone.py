@@ -146,7 +146,7 @@ def _ways(kernel: Kernel, body: Body, place: Entry, sites: set[int]) -> dict[int
     """Return where the branches out of the function go; patched sites are the tables' affair."""
     thunks = kernel.return_thunks()
     ways: dict[int, Way] = {}
-    for instruction in body.instructions:
+    for instruction in body.special:
         target = instruction.target
         if instruction.kind not in DIRECT or target is None or instruction.address == place.ftrace:
             continue
@@ -155,15 +155,15 @@ def _ways(kernel: Kernel, body: Body, place: Entry, sites: set[int]) -> dict[int
         if target == body.address:
             ways[target] = Way(f"{target:#x}")
             continue
-        if any(part.address <= target < part.limit for part in body.parts):
-            if target not in body.boundaries:
-                raise Refusal(
-                    body.name,
-                    f"branch to {target:#x}, where no instruction begins",
-                    address=instruction.address,
-                    kind="branch to where no instruction begins",
-                )
+        if target in body.boundaries:
             continue
+        if any(part.address <= target < part.limit for part in body.parts):
+            raise Refusal(
+                body.name,
+                f"branch to {target:#x}, where no instruction begins",
+                address=instruction.address,
+                kind="branch to where no instruction begins",
+            )
         if instruction.kind is Kind.LOOP:
             raise Refusal(body.name, "a short branch out of the function", address=instruction.address)
         ways[target] = _way(kernel, body, instruction, target)
@@ -265,10 +265,14 @@ class _Clone:
 
     def rehearse(self) -> None:
         """Meet every refusal that writing would meet, without the text that nobody reads."""
-        state = self.state
+        state, unwind, patched = self.state, self.original.unwind, self.patched
         for instruction in self.original.body.instructions:
-            state = self.original.unwind.get(instruction.address, state)
-            if not self._stays(instruction) and instruction.address != self.original.entry.ftrace:
+            address = instruction.address
+            if address in unwind:
+                state = unwind[address]
+            if instruction.kind is Kind.PLAIN and address not in patched:
+                continue  # no refusal comes of it
+            if not self._stays(instruction) and address != self.original.entry.ftrace:
                 self._placed(instruction, state)
 
     def lines(self) -> list[str]:

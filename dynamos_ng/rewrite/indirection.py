@@ -72,11 +72,15 @@ def find(kernel: Kernel, body: Body, thunks: Mapping[int, str]) -> Indirection:
     """
     jumps: list[tuple[Sequence[Instruction], int, str]] = []
     for part in body.parts:
-        for at, instruction in enumerate(part.instructions):
+        for instruction in part.special:
+            target = instruction.target
             if instruction.kind is Kind.JUMP_INDIRECT:
-                jumps.append((part.instructions, at, instruction.detail))
-            elif instruction.kind is Kind.JUMP and instruction.target is not None and instruction.target in thunks:
-                jumps.append((part.instructions, at, thunks[instruction.target]))
+                register = instruction.detail
+            elif instruction.kind is Kind.JUMP and target is not None and target in thunks:
+                register = thunks[target]
+            else:
+                continue
+            jumps.append((part.instructions, part.instructions.index(instruction), register))
     if not jumps:
         return NONE
     finder = _Finder(kernel, body)

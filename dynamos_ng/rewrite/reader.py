@@ -8,6 +8,7 @@ Padding behind the last instruction of a part belongs to nobody and is left out.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -33,6 +34,11 @@ class Part:
     def end(self) -> int:
         """Return the address past the last instruction; padding may follow."""
         return self.instructions[-1].end if self.instructions else self.address
+
+    @cached_property
+    def special(self) -> tuple[Instruction, ...]:
+        """Return the instructions that do more than to compute: all that branch, end, pad or trap."""
+        return tuple([instruction for instruction in self.instructions if instruction.kind is not Kind.PLAIN])
 
     @property
     def runs_on(self) -> bool:
@@ -60,12 +66,18 @@ class Body:
     @cached_property
     def instructions(self) -> tuple[Instruction, ...]:
         """Return the instructions of all parts, in the order of the clone."""
-        return tuple(instruction for part in self.parts for instruction in part.instructions)
+        return tuple([instruction for part in self.parts for instruction in part.instructions])
+
+    @property
+    def special(self) -> Iterator[Instruction]:
+        """Yield the special instructions of all parts."""
+        for part in self.parts:
+            yield from part.special
 
     @cached_property
     def boundaries(self) -> frozenset[int]:
         """Return the addresses at which an instruction begins."""
-        return frozenset(instruction.address for instruction in self.instructions)
+        return frozenset([instruction.address for instruction in self.instructions])
 
     def begins(self, address: int) -> bool:
         """Return whether a part begins at ADDRESS."""
@@ -91,7 +103,7 @@ def read(kernel: Kernel, symbol: Symbol) -> Body:
     names = (symbol.name, *kernel.names(symbol.address))
     parts = [_part(symbol.name, kernel, symbol)]
     for part in parts:
-        targets = [i.target for i in part.instructions if i.kind in DIRECT and i.target is not None]
+        targets = [i.target for i in part.special if i.kind in DIRECT and i.target is not None]
         targets += [key.target for key in kernel.static_keys(part.address, part.end)]
         targets += [fixup.fixup for fixup in kernel.fixups(part.address, part.end)]
         if part.runs_on:

@@ -39,7 +39,7 @@ def check_place(kernel: Kernel, symbol: Symbol) -> None:
 def entry(kernel: Kernel, symbol: Symbol, body: Body) -> Entry:
     """Find the ftrace site and the trampoline's place; refuse what cannot hold a trampoline."""
     arch, function = kernel.arch, symbol.name
-    instructions = list(body.parts[0].instructions)
+    instructions = list(body.parts[0].instructions[:3])
     if not instructions:
         raise Refusal(function, "it has no instructions", address=symbol.address)
     at = symbol.address
@@ -94,7 +94,7 @@ def _check_redirected(kernel: Kernel, function: str, first: Instruction) -> None
 def _check_site(kernel: Kernel, symbol: Symbol, body: Body, site: int) -> None:
     """Refuse a trampoline over bytes that something else enters or patches."""
     end = site + kernel.arch.trampoline
-    for instruction in body.instructions:
+    for instruction in body.special:
         target = instruction.target
         if instruction.kind not in DIRECT or target is None:
             continue
@@ -125,25 +125,26 @@ def check_instructions(body: Body, entered: Set[int] = frozenset(), user: bool =
     ENTERED: where static keys and exceptions lead, besides the branches. System calls are for USER code only: a
     kernel that makes one is not understood.
     """
-    targets = {instruction.target for instruction in body.instructions if instruction.kind in DIRECT} | entered
+    targets = {instruction.target for instruction in body.special if instruction.kind in DIRECT} | entered
     for part in body.parts:
         before: Instruction | None = None
-        for instruction in part.instructions:
+        for instruction in part.special:
             if instruction.kind is Kind.REFUSED:
                 reason = f"{instruction.text}: {instruction.detail}"
                 raise Refusal(body.name, reason, address=instruction.address, kind=instruction.detail.split("(")[0])
             if instruction.kind is Kind.SYSTEM and not user:
                 reason = f"{instruction.text}: it enters the kernel"
                 raise Refusal(body.name, reason, address=instruction.address, kind="a system call")
-            reached = before is None or before.kind not in ENDING or instruction.address in targets
-            if instruction.kind is Kind.BREAKPOINT and reached:
-                raise breakpoint_reached(body.name, instruction.address)
+            if instruction.kind is Kind.BREAKPOINT:
+                passed = before is not None and before.end == instruction.address and before.kind in ENDING
+                if not passed or instruction.address in targets:
+                    raise breakpoint_reached(body.name, instruction.address)
             before = instruction
-        if before is not None and part.runs_on and not body.begins(part.limit):
+        if part.runs_on and not body.begins(part.limit):
             raise Refusal(
                 body.name,
                 f"{part.name} runs on into the next symbol",
-                address=before.address,
+                address=part.instructions[-1].address,
                 remedy="it is one of several entries of the same code",
                 kind="runs on into the next symbol",
             )

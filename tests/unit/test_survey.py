@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.lab import saved
 from dynamos_ng.memory import Dump
 
+CHECKOUT = Path(__file__).parents[2]
+REPORTS = sorted((CHECKOUT / "docs").glob("survey-*.json"))
 TEXT = 0xFFFFFFFF81000000
 SIZE = 0x1000
 #: Where, type, name, code.
@@ -158,3 +161,54 @@ def test_bad_input_is_told_in_one_line(
     assert error.startswith("dynamos: ")
     assert error.count("\n") == 1
     assert re.search(said, error)
+
+
+def rows(text: str, header: str) -> dict[str, dict[str, str]]:
+    """Return a table of a page: by its rows' first cells, the cells by column; HEADER begins its first line."""
+    lines = text[text.index(f"| {header} |") :].partition("\n\n")[0].splitlines()
+    names, _rule, *found = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return {cells[0]: dict(zip(names, cells, strict=True)) for cells in found}
+
+
+@pytest.fixture(params=REPORTS, ids=[path.stem for path in REPORTS])
+def published(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Return a kernel's name, and the report of its survey."""
+    path: Path = request.param
+    _survey, version, arch = path.stem.split("-")
+    return f"{version} {arch}", json.loads(path.read_text())
+
+
+def test_the_readme_tells_what_the_reports_do(published: tuple[str, dict[str, Any]]) -> None:
+    name, report = published
+    row = rows((CHECKOUT / "README.md").read_text(), "Debian's kernel")[name]
+    told = [*row.values()][1:]
+    wanted = []
+    for fine, count in (("cloneable", "functions"), ("cloneable_traceable", "traceable")):
+        wanted += [f"{report[count]}", f"{report[fine]}, **{100 * report[fine] / report[count]:.2f} %**"]
+    assert told == wanted
+
+
+def test_the_design_tells_what_the_reports_do(published: tuple[str, dict[str, Any]]) -> None:
+    name, report = published
+    found = rows((CHECKOUT / "docs" / "design.md").read_text(), "class of label")
+    told = {row.removeprefix("\N{MINUS SIGN} "): cells[name] for row, cells in found.items()}
+    labels = {label if label == "entry code" else f"{label}s": count for label, count in report["labels"].items()}
+    wanted = {"code symbols": report["symbols"], "aliases": report["aliases"], **labels}
+    assert told.pop("**functions**") == f"**{report['functions']}**"
+    assert set(told) <= set(wanted)
+    assert {row: int(told.get(row, 0)) for row in wanted} == wanted
+
+
+def test_the_reports_keep_the_promises(published: tuple[str, dict[str, Any]]) -> None:
+    _name, report = published
+    assert report["cloneable"] >= 0.97 * report["functions"]
+    assert report["cloneable_traceable"] >= 0.99 * report["traceable"]
+    assert report["seconds"] <= 3 * report["capstone_seconds"]
+    assert report["peak_memory"] < 1 << 30
+    assert report["functions"] == report["cloneable"] + sum(entry["count"] for entry in report["refused"].values())
+    for kind, entry in report["refused"].items():
+        assert kind.strip()
+        function, refused, reason = entry["example"].partition(": refused at 0x")
+        assert function
+        assert refused
+        assert reason.partition(": ")[2].strip()
