@@ -244,6 +244,7 @@ def use_memory_file() -> None:
     os.close(file)
 
 
+@pytest.mark.kernels("6.1")  # later ones have other modes, and ask elsewhere for a guest
 def test_the_mode_of_preemption_rules_the_clones_as_well(cloned: Callable[..., None]) -> None:
     """It is made of nothing but static calls, thousands of them: in some modes they call nothing.
 
@@ -293,6 +294,7 @@ def sampled(seconds: float) -> list[int]:
         os.close(counter)
 
 
+@pytest.mark.kernels("6.1")  # later ones have other modes, and ask elsewhere for a guest
 def test_a_static_call_leads_into_a_module_and_back(cloned: Callable[..., None]) -> None:
     """Of one that stands for `return 0` there is no call at all; with KVM it has somebody to ask."""
     function, ask, where = "perf_instruction_pointer", "kvm_guest_state", "kvm_guest_get_ip"
