@@ -57,6 +57,8 @@ def _known(code: bytes, offset: int) -> int:
         return 3 + prefix  # clac, rdpkru, pvalidate, …: none has more bytes
     if head[:2] == b"\x0f\xb9" and len(head) > 2 and head[2] >= 0xC0:
         return 3  # ud1 reg,reg
+    if head[:3] == b"\xf2\x0f\x00" and len(head) > 3 and head[3] & 0xF8 == 0xF0:
+        return 4  # lkgs reg
     return 0
 
 

@@ -1,8 +1,8 @@
 """Reader: the bytes of a function, all of its parts, as decoded instructions.
 
 A function is its main part, the parts that the compiler moved away (`NAME.cold`), and in assembler code other symbols
-of the same image: ones that it runs on into, or into whose middle it branches. Parts are found by following branches.
-Padding behind the last instruction of a part belongs to nobody and is left out.
+of the same image: ones that it runs on into, into whose middle it branches, or where its faults are caught. Parts are
+found by following branches. Padding behind the last instruction of a part belongs to nobody and is left out.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def read(kernel: Kernel, symbol: Symbol) -> Body:
     for part in parts:
         targets = [i.target for i in part.special if i.kind in DIRECT and i.target is not None]
         targets += [key.target for key in kernel.static_keys(part.address, part.end)]
-        targets += [fixup.fixup for fixup in kernel.fixups(part.address, part.end)]
+        caught = [fixup.fixup for fixup in kernel.fixups(part.address, part.end)]
+        targets += caught
         if part.runs_on:
             targets.append(part.limit)
         for target in dict.fromkeys(targets):
@@ -114,7 +115,7 @@ def read(kernel: Kernel, symbol: Symbol) -> Body:
             other = kernel.containing(target)
             if other is None or other.module or len(parts) == _MOST_PARTS:
                 continue
-            inside = target != other.address or (part.runs_on and target == part.limit)
+            inside = target != other.address or target in caught or (part.runs_on and target == part.limit)
             if any(_is_cold(name, names) for name in kernel.names(other.address)):
                 parts.append(_part(symbol.name, kernel, other))
             elif inside and kernel.in_text(target):

@@ -342,5 +342,13 @@ def test_code_that_runs_on_into_the_next_symbol_takes_it_along() -> None:
     assert bytes.fromhex("31c031c931d2eb00ffc0") in code
 
 
+def test_code_where_a_fault_is_caught_is_taken_along() -> None:
+    # f: mov (%rdi),%eax; ret; faults are caught at the start of another symbol; h: or $-1,%eax; ret
+    kernel = MemoryKernel(
+        {"f": "9090909090 8b07 c3", "h": "83c8ff c3"}, fixups=[Fixup(TEXT + 5, TEXT + 0x100, 3)]
+    )
+    assert [part.name for part in check(kernel, "f").body.parts] == ["f", "h"]
+
+
 def test_xens_emulation_prefix_stays_one_with_its_instruction() -> None:
     assert image(update(NOP5 + "9090 0f0b78656e 0fa2 c3"))[:9] == bytes.fromhex("9090 0f0b78656e 0fa2")
