@@ -183,6 +183,11 @@ class Kernel:
             raise ImageError(f"kallsyms: no symbol {name}")
         return address
 
+    def _between(self, first: str, last: str) -> list[tuple[int, int]]:
+        """Return the area between two symbols, none if the kernel has not both."""
+        start, end = self.symbols.address(first), self.symbols.address(last)
+        return [] if start is None or end is None else [(start, end)]
+
     @cached_property
     def _text(self) -> tuple[int, int]:
         return self._address("_stext"), self._address("_etext")
@@ -195,11 +200,7 @@ class Kernel:
     @cached_property
     def _forbidden(self) -> list[tuple[int, int, int, str]]:
         """Return the areas in order: start, end, the highest end up to this one, why."""
-        areas = []
-        for first, last, words in _AREAS:
-            start, end = self.symbols.address(first), self.symbols.address(last)
-            if start is not None and end is not None:
-                areas.append((start, end, words))
+        areas = [(*area, words) for first, last, words in _AREAS for area in self._between(first, last)]
         for line in self._blacklist_text.splitlines():
             bounds = line.split("\t")[0].split("-")
             areas.append((int(bounds[0], 16), int(bounds[1], 16), "on the kernel's list of code not to be probed"))
@@ -390,15 +391,19 @@ class Kernel:
     @cached_property
     def _bugs(self) -> _Sorted[Bug]:
         start, raw = self._table("__start___bug_table", "__stop___bug_table", "__bug_table")
-        raw = raw[: len(raw) // 12 * 12]
         if not self.arch.bugs_relative:
-            return _Sorted(Bug(*entry) for entry in struct.iter_unpack("<IIHH", raw))
-        return _Sorted(
-            Bug(start + at + where, start + at + 4 + file, line, flags)
-            for at, (where, file, line, flags) in zip(
-                range(0, len(raw), 12), struct.iter_unpack("<iiHH", raw), strict=True
-            )
-        )
+            return _Sorted(Bug(*entry) for entry in struct.iter_unpack("<IIHH", raw[: len(raw) // 12 * 12]))
+        code = [self._text, *self._between("__init_begin", "__init_end")]
+        for size, words in ((12, 2), (16, 3)):
+            found = []
+            for at in range(0, len(raw) // size * size, size):
+                # struct bug_entry: where, what to print if this kernel has that, file, line, flags.
+                *near, line, flags = struct.unpack_from(f"<{words}iHH", raw, at)
+                where, *more = (start + at + 4 * i + word for i, word in enumerate(near))
+                found.append(Bug(where, more[-1], line, flags, more[0] if words == 3 else 0))
+            if all(any(first <= bug.address < last for first, last in code) for bug in found):
+                return _Sorted(found)
+        raise ImageError("the kernel's bug table cannot be read: its entries have a size that is not known")
 
     def bugs(self, start: int, end: int) -> list[Bug]:
         """Return bug table entries in the range."""

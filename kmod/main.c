@@ -30,3 +30,5 @@ module_init(dynamos_init);
 module_exit(dynamos_exit);
 MODULE_DESCRIPTION("Dynamic and adaptive updates of running kernel functions");
 MODULE_LICENSE("GPL");
+/* Where bpf_map_get() is since 6.15; MODULE_IMPORT_NS() changed its syntax. */
+MODULE_INFO(import_ns, "BPF_INTERNAL");

@@ -81,7 +81,7 @@ static void function_connect(u32 id, const struct dynamos_function *function)
 	*function->row = editions_row(id);
 	for (i = 0; i < function->nr_editions; i++)
 		*function->editions[i].use =
-			(void __force *)use_counter(id, function->editions[i].number);
+			(void *)(__force unsigned long)use_counter(id, function->editions[i].number);
 }
 
 static void unregister_locked(struct module *owner)

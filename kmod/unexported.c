@@ -8,10 +8,15 @@
  */
 #include <linux/kprobes.h>
 #include <linux/module.h>
+#include <linux/static_call.h>
 
 #include "dynamos.h"
 
-static struct task_struct *(*find_idle_task)(int cpu);
+/*
+ * A direct call: with indirect branch tracking, an indirect one may only reach
+ * functions whose address somebody in the kernel takes.
+ */
+DEFINE_STATIC_CALL_NULL(dynamos_idle_task, idle_task);
 
 int unexported_init(void)
 {
@@ -25,12 +30,12 @@ int unexported_init(void)
 		pr_err("cannot find idle_task: %d\n", err);
 		return err;
 	}
-	find_idle_task = (void *)probe.addr;
+	static_call_update(dynamos_idle_task, (void *)probe.addr);
 	unregister_kprobe(&probe);
 	return 0;
 }
 
 struct task_struct *unexported_idle_task(int cpu)
 {
-	return find_idle_task(cpu);
+	return static_call(dynamos_idle_task)(cpu);
 }

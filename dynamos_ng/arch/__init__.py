@@ -122,6 +122,10 @@ class Arch(ABC):
         """
 
     @abstractmethod
+    def notes_call(self, code: bytes, /) -> bool:
+        """Return whether CODE, in the padding before a function, notes how deep calls are and does nothing else."""
+
+    @abstractmethod
     def push(self, address: int, /) -> list[str]:
         """Return text that pushes ADDRESS and changes nothing else; [] if no single instruction does."""
 

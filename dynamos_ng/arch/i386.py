@@ -46,6 +46,9 @@ class _I386(Arch):
     def program_counter(self, read: Callable[[int, int], bytes], function: int) -> str:
         return _PROGRAM_COUNTERS.get(read(function, 4), "")
 
+    def notes_call(self, _code: bytes) -> bool:
+        return False
+
     def push(self, address: int) -> list[str]:
         return [f"\tpush ${address:#x}"]
 

@@ -15,6 +15,8 @@ from dynamos_ng.arch import Instruction, Kind
 
 #: `static_call` to a function that returns 0: cs cs cs xor %eax,%eax.
 XOR5 = b"\x2e\x2e\x2e\x31\xc0"
+#: `static_call` to what reports a warning: ud1 (%edx),%rdi.
+WARN5 = b"\x67\x48\x0f\xb9\x3a"
 CONDITIONS = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g")
 REGISTERS = (
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
@@ -55,11 +57,23 @@ def _known(code: bytes, offset: int) -> int:
     prefix = head[:1] in (b"\x66", b"\xf2", b"\xf3")
     if head[prefix : prefix + 2] == b"\x0f\x01" and len(head) > 2 + prefix and head[2 + prefix] >= 0xC0:
         return 3 + prefix  # clac, rdpkru, pvalidate, …: none has more bytes
-    if head[:2] == b"\x0f\xb9" and len(head) > 2 and head[2] >= 0xC0:
-        return 3  # ud1 reg,reg
     if head[:3] == b"\xf2\x0f\x00" and len(head) > 3 and head[3] & 0xF8 == 0xF0:
         return 4  # lkgs reg
-    return 0
+    return _undefined(code, offset)
+
+
+def _undefined(code: bytes, offset: int) -> int:
+    """Return the length of a `ud1` with its operand, which capstone may leave out, else 0."""
+    at = offset
+    while at < len(code) and code[at] in (0x66, 0x67, *_REX):
+        at += 1
+    if code[at : at + 2] != b"\x0f\xb9" or len(code) < at + 3:
+        return 0
+    mode, base = code[at + 2] >> 6, code[at + 2] & 7
+    if mode != 3 and base == 4:
+        base = code[at + 3] & 7 if len(code) > at + 3 else 0
+        at += 1
+    return at + 3 + {1: 1, 2: 4}.get(mode, 4 if mode == 0 and base == 5 else 0) - offset
 
 
 def _plain(address: int, size: int, code: bytes, kind: Kind, text: str, detail: str = "") -> Instruction:
@@ -117,6 +131,8 @@ class Decoder:
             piece = code[offset : end if end >= 0 else length] if offset or end >= 0 else code
             for at, size, name, operands in disassemble(piece, address + offset):
                 start = at - address
+                if name == "ud1" and size < _undefined(code, start):
+                    break
                 offset = start + size
                 raw = code[start:offset]
                 if text := plain.get(raw):

@@ -35,6 +35,10 @@ class _X8664(Arch):
     def program_counter(self, _read: Callable[[int, int], bytes], _function: int) -> str:
         return ""
 
+    def notes_call(self, code: bytes) -> bool:
+        # sarq $5, a number of this CPU's: with the number's address, or with its distance.
+        return len(code) in (9, 10) and code[:4] in (b"\x65\x48\xc1\x3d", b"\x65\x48\xc1\x3c") and code[-1] == 5
+
     def push(self, _address: int) -> list[str]:
         return []
 
@@ -52,8 +56,8 @@ ARCH = _X8664(
     trampoline=5,
     nop5=_NOP5,
     idle=frozenset((_NOP5,)),
-    # The second is what the kernel writes over an endbr64 that no indirect branch needs.
-    endbr=(b"\xf3\x0f\x1e\xfa", b"\x0f\x1f\x40\x00"),
+    # The others are what kernels write over an endbr64 that no indirect branch needs.
+    endbr=(b"\xf3\x0f\x1e\xfa", b"\x0f\x1f\x40\x00", b"\x66\x0f\x1f\x00", b"\x0f\x1f\x40\xd6"),
     relocations={
         1: ("R_X86_64_64", 8, False),
         2: ("R_X86_64_PC32", 4, True),

@@ -30,6 +30,9 @@ obj-m := {module}.o
 ccflags-y := -I$(src) -DDYNAMOS_ANCHOR={anchor:#x}
 # Its unwind entries are the kernel's own and objtool's for the editions in C; objtool knows no absolute targets.
 OBJECT_FILES_NON_STANDARD_update.o := y
+# With indirect branch tracking, kbuild runs objtool on the whole module and not on its parts.
+$(obj)/{module}.o: override objtool-enabled :=
+$(obj)/wrapper.o: override objtool-enabled := y
 KBUILD_EXTRA_SYMBOLS := $(src)/dynamos.symvers
 """
 
@@ -59,7 +62,11 @@ def build(folder: Path, output: Path) -> Path:
         resolve = _resolver(kernel, wanted)
         _check_keys(kernel, objects, resolve)
         text = generate(redirects, objects, constants, resolve)
-        return Path(shutil.copy(_link(wanted, info, text, work / "module"), output))
+        module = _link(wanted, info, text, work / "module")
+        try:
+            return Path(shutil.copy(module, output))
+        except OSError as error:
+            raise UsageError(f"{output}: {error.strerror}: give another folder with --output") from None
 
 
 def _compile(wanted: Description, work: Path) -> Object:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from dynamos_ng.arch import DIRECT, Arch, Instruction, Kind
-from dynamos_ng.arch.x86 import XOR5
+from dynamos_ng.arch.x86 import WARN5, XOR5
 from dynamos_ng.errors import Refusal
 from dynamos_ng.rewrite import depth, indirection, reader, safety, writer
 from dynamos_ng.rewrite.indirection import Indirection
@@ -175,6 +175,8 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
     registers = [register for register in map(writer.registers_of, names) if register]
     if registers:
         return Way(f"{target:#x}", registers[0])
+    if reader.is_noted_call(kernel, instruction):
+        return Way(f"{target:#x}")
     symbol = kernel.containing(target)
     if symbol and symbol.module:
         raise Refusal(
@@ -280,6 +282,8 @@ class _Clone:
         label = self.edition.label
         unwind = self.original.unwind
         state = self.state
+        first = self.original.body.instructions[0]
+        endbr = first.address if first.code in self.original.arch.endbr else None
         for part in self.original.body.parts:
             for instruction in part.instructions:
                 address = instruction.address
@@ -288,7 +292,7 @@ class _Clone:
                     if address in unwind:
                         state = unwind[address]
                         self.edition.tables.unwind(label(address), state)
-                if address == self.original.entry.ftrace:
+                if address in (self.original.entry.ftrace, endbr):
                     continue
                 if self._stays(instruction):
                     if address in self.original.locks:
@@ -414,7 +418,7 @@ class _Clone:
         if not call.tail:
             site = edition.label(call.address)
             edition.tables.calls += [f"\t.long {site} - .", f"\t.long {call.key:#x} - ."]
-            if code in (original.arch.nop5, XOR5):
+            if code in (original.arch.nop5, XOR5, WARN5):
                 return [f"{writer.data(code)}\t# static call"]
             if kind is Kind.CALL and instruction.size == 5:
                 return [f"\tcall {instruction.target:#x}\t# static call"]
@@ -444,6 +448,8 @@ class _Clone:
         here = " - ." if self.original.arch.bugs_relative else ""
         for bug in self.original.bugs:
             tables.bugs += [
-                f"\t.long {label(bug.address)}{here}", f"\t.long {bug.file:#x}{here}",
+                f"\t.long {label(bug.address)}{here}",
+                *([f"\t.long {bug.format:#x}{here}"] if bug.format else []),
+                f"\t.long {bug.file:#x}{here}",
                 f"\t.short {bug.line}, {bug.flags:#x}",
             ]  # fmt: skip

@@ -182,9 +182,11 @@ class Compiled:
         lines: list[str] = []
         state = self.state
         ahead = list(self.body.instructions[:2])
+        endbr = None
         if ahead[0].code == self.unit.arch.endbr[0]:
             first.append(writer.data(self.unit.arch.endbr[0]))
-            ahead.pop(0)
+            endbr = ahead.pop(0).address
+            self.moved[endbr] = edition.name
         ftrace = ahead[0].address if ahead and ahead[0].address in self._traced else None
         for part in self.body.parts:
             for instruction in part.instructions:
@@ -193,6 +195,8 @@ class Compiled:
                 if instruction.address in self._unwind:
                     state = self._unwind[instruction.address]
                     edition.tables.unwind(label, state)
+                if instruction.address == endbr:
+                    continue
                 if instruction.address == ftrace:
                     self.moved[ftrace] = edition.ftrace
                     first += [f"{edition.ftrace}:", *self._bytes(instruction, expression)]

@@ -52,12 +52,16 @@ class StaticKey:
 
 @dataclass(frozen=True)
 class Bug:
-    """A bug table entry of the `ud2` at `address`: source file (address of its name), line, flags."""
+    """A bug table entry of the `ud2` at `address`: source file (address of its name), line, flags.
+
+    `format` is the address of what to print, 0 where entries have none.
+    """
 
     address: int
     file: int
     line: int
     flags: int
+    format: int = 0
 
     @property
     def warns(self) -> bool:

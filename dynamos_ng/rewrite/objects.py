@@ -16,12 +16,14 @@ from dynamos_ng.rewrite.compiled import Compiled, address, unwind_entries
 from dynamos_ng.rewrite.elf import Elf, Relocation, Section, Symbol
 from dynamos_ng.rewrite.writer import Edition
 
-_DROPPED = (".discard", ".note", ".modinfo", ".comment", ".debug", ".orc_", ".gnu.")
+#: The last tells where functions are padded, which no x86 kernel asks of a module.
+_DROPPED = (
+    ".discard", ".note", ".modinfo", ".comment", ".debug", ".orc_", ".gnu.", "__patchable_function_entries",
+)  # fmt: skip
 #: Sections whose entries are about single instructions, not about functions.
 _TABLES = frozenset((
     "__bug_table", "__ex_table", "__jump_table", ".altinstructions", ".static_call_sites", ".retpoline_sites",
     ".return_sites", "__mcount_loc", ".smp_locks", ".parainstructions", ".call_sites", ".ibt_endbr_seal",
-    "__patchable_function_entries",
 ))  # fmt: skip
 _RESERVED = frozenset(("init_module", "cleanup_module"))
 _TYPES = {1: "@progbits", 8: "@nobits", 14: "@init_array", 15: "@fini_array", 16: "@preinit_array"}

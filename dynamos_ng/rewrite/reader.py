@@ -103,7 +103,11 @@ def read(kernel: Kernel, symbol: Symbol) -> Body:
     names = (symbol.name, *kernel.names(symbol.address))
     parts = [_part(symbol.name, kernel, symbol)]
     for part in parts:
-        targets = [i.target for i in part.special if i.kind in DIRECT and i.target is not None]
+        targets = [
+            i.target
+            for i in part.special
+            if i.kind in DIRECT and i.target is not None and not is_noted_call(kernel, i)
+        ]
         targets += [key.target for key in kernel.static_keys(part.address, part.end)]
         caught = [fixup.fixup for fixup in kernel.fixups(part.address, part.end)]
         targets += caught
@@ -125,6 +129,18 @@ def read(kernel: Kernel, symbol: Symbol) -> Body:
     return Body(symbol.name, tuple(parts))
 
 
+def is_noted_call(kernel: Kernel, instruction: Instruction) -> bool:
+    """Return whether an instruction calls a function by way of the padding before it, where the call is noted.
+
+    Kernels that track the depth of calls turn all calls into such ones when they boot.
+    """
+    target = instruction.target
+    if instruction.kind is not Kind.CALL or target is None or kernel.names(target):
+        return False
+    padding = kernel.containing(target)
+    return padding is not None and kernel.arch.notes_call(kernel.read(target, padding.end - target))
+
+
 def _is_cold(name: str, owners: tuple[str, ...]) -> bool:
     """Return whether NAME is that of a part which the compiler moved out of a function called one of OWNERS."""
     for owner in owners:
@@ -143,6 +159,13 @@ def _part(function: str, kernel: Kernel, symbol: Symbol) -> Part:
     code = kernel.read(symbol.address, symbol.size)
     # Megabytes of padding may stand between two symbols; the last instruction may end in bytes that look like it.
     code = code[: len(code.rstrip(b"\xcc\x90\0")) + 16]
+    # Behind it there may be another function, which the linker dropped for a stronger one of its name, together with
+    # its symbol. Nothing reaches it, so the unwind table says nothing of it.
+    unreached = [place for place, state in kernel.orc(symbol.address, symbol.end)[-1:] if not any(state)]
+    for known in [code[: place - symbol.address] for place in unreached if place > symbol.address]:
+        part = Part(symbol.name, symbol.address, symbol.size, decode(kernel.arch, function, known, symbol.address))
+        if not part.runs_on:
+            return part
     return Part(symbol.name, symbol.address, symbol.size, decode(kernel.arch, function, code, symbol.address))
 
 

@@ -30,7 +30,11 @@ static inline unsigned long arch_stack_end(struct task_struct *task)
 /* The per-CPU offset at which code finds the current task, behind %gs or %fs. */
 static inline unsigned long arch_current_offset(void)
 {
-	return (unsigned long)&current_task;
+#ifdef DYNAMOS_PCPU_HOT
+	return (__force unsigned long)&pcpu_hot.current_task;
+#else
+	return (__force unsigned long)&current_task;
+#endif
 }
 
 static inline void arch_serialise(void)

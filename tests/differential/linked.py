@@ -36,6 +36,9 @@ SIGNED = re.compile(r"-?0x[0-9a-f]+")
 
 
 XEN = b"\x0f\x0bxen"
+#: endbr64, and what kernels write over one that no indirect branch needs.
+ENDBR = bytes.fromhex("f30f1efa")
+SEALED = tuple(map(bytes.fromhex, ("0f1f4000", "660f1f00", "0f1f40d6")))
 
 
 class Line(NamedTuple):
@@ -151,8 +154,11 @@ class Linked:
     def _found(self) -> dict[str, Sequence[tuple[int, ...]]]:
         mask = (1 << 8 * self.arch.word) - 1
         word = "q" if self.arch.word == 8 else "i"
-        bugs = [(at + a, at + 4 + b, line, flags) if self.arch.bugs_relative else (a & mask, b & mask, line, flags)
-                for at, (a, b, line, flags) in self.words("__bug_table", "iiHH")]  # fmt: skip
+        formats = any(bug.format for bug in self.kernel.bugs(0, mask))
+        bugs = [
+            (*(at + 4 * i + to if self.arch.bugs_relative else to & mask for i, to in enumerate(places)), line, flags)
+            for at, (*places, line, flags) in self.words("__bug_table", "iiiHH" if formats else "iiHH")
+        ]
         keys = [(at + a, at + 4 + b, at + 8 + key) for at, (a, b, key) in self.words("__jump_table", "ii" + word)]
         return {
             "__ex_table": [(at + a, at + 4 + b, data) for at, (a, b, data) in self.words("__ex_table", "iiI")],
@@ -207,12 +213,16 @@ class Clone:
     def compare(self) -> int:
         """Compare instruction by instruction; return how many there were."""
         at = self.linked.symbols[f".L{self.name}.{self.original.body.address:x}"]
+        first = self.linked.before[self.original.body.address]
+        endbr = first.address if first.code in (ENDBR, *SEALED) else None
+        if first.code == ENDBR:
+            assert self.linked.lines[self.linked.symbols[self.name]].code == ENDBR
         for part in self.original.body.parts:
             address, old = part.address, None
             while address < part.end:
                 old = self.linked.before[address]
                 self.place[address] = at
-                if address != self.original.entry.ftrace:
+                if address not in (self.original.entry.ftrace, endbr):
                     at = self._one(old, self.linked.lines[at])
                 address += len(old.code)
             assert old is not None
@@ -351,7 +361,10 @@ class Clone:
             if section == "__ex_table":
                 found += [(place[e.address], place[e.fixup], e.data & 0xFFFFFFFF) for e in kernel.fixups(*area)]
             elif section == "__bug_table":
-                found += [(place[e.address], e.file, e.line, e.flags) for e in kernel.bugs(*area)]
+                found += [
+                    (place[e.address], *([e.format] if e.format else []), e.file, e.line, e.flags)
+                    for e in kernel.bugs(*area)
+                ]
             elif section == "__jump_table":
                 found += [(place[e.address], place[e.target], e.key + e.branch) for e in kernel.static_keys(*area)]
             else:

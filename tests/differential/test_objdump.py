@@ -47,7 +47,7 @@ def _agreed(functions: Sequence[Symbol]) -> tuple[int, int]:
     return len(originals), Linked(kernel, originals, folder).check() if originals else 0
 
 
-@pytest.mark.parametrize("name", ["6.1", "6.1-i386"])
+@pytest.mark.parametrize("name", ["6.1", "6.12", "7.2", "6.1-i386"])
 def test_linked_clones_do_what_their_originals_do(name: str, thorough: bool, tmp_path: Path) -> None:
     kernel = image.saved(saved.ensure(name))
     functions = list(survey.census(kernel).functions)

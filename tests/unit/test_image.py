@@ -157,6 +157,17 @@ def test_bugs_and_static_calls(kernel: Kernel) -> None:
     assert kernel.static_calls(TEXT, TEXT + 0x100) == [StaticCall(TEXT + 0x48, DATA + 0x900, tail=True)]
 
 
+def test_bug_entries_of_a_kernel_with_formats_are_longer(memory: bytearray) -> None:
+    at, table = DATA + 0x300 - TEXT, b""
+    for place in (DATA + 0x300, DATA + 0x310):
+        table += relative(place, TEXT + 0x44) + relative(place + 4, DATA + 8) + relative(place + 8, DATA)
+        table += struct.pack("<HH", 7, 9)
+    memory[at : at + len(table)] = table
+    longer = KALLSYMS.replace(f"{DATA + 0x30C:016x}", f"{DATA + 0x320:016x}")
+    bugs = Kernel(Symbols(longer), Dump(bytes(memory), TEXT)).bugs(TEXT, TEXT + 0x100)
+    assert bugs == [Bug(TEXT + 0x44, DATA, 7, 9, DATA + 8)] * 2
+
+
 def test_the_first_unwind_entry_is_the_one_in_force(kernel: Kernel) -> None:
     assert [place for place, _state in kernel.orc(TEXT + 2, TEXT + 0x50)] == [TEXT, TEXT + 4, TEXT + 0x40]
     assert kernel.orc(TEXT + 4, TEXT + 0x40) == [(TEXT + 4, bytes([16, 0, 0, 0, 5, 0]))]

@@ -181,7 +181,7 @@ def test_a_static_call_is_listed_with_its_key() -> None:
     }
 
 
-@pytest.mark.parametrize("site", [NOP5, "2e2e2e31c0"])
+@pytest.mark.parametrize("site", [NOP5, "2e2e2e31c0", "6748 0fb93a"])
 def test_a_static_call_to_nothing_keeps_its_bytes(site: str) -> None:
     call = StaticCall(TEXT + 10, TEXT + 0x8000, tail=False)
     assert image(update(NOP5 + "9090909090" + site + "c3", calls=[call]))[5:10] == bytes.fromhex(site)
@@ -210,6 +210,35 @@ def test_exception_entries_point_into_the_clone() -> None:
         4: ("R_X86_64_PC32", ".text", start + 7),
     }
     assert section(unit, "__ex_table").data[8:] == struct.pack("<I", 3)
+
+
+def test_a_call_that_is_noted_on_its_way_stays_so() -> None:
+    noting = "90909090909090 6548c13d0000000005"  # seven nops; sarq $5,%gs:0(%rip): runs into g
+    kernel = MemoryKernel(
+        {"f": NOP5 + "9090909090 e8 f8010000 31c0 c3", "h": "c3", "__pfx_g": noting, "g": NOP5 + "c3"},
+    )
+    kernel.symbols["g"] = kernel.symbols["__pfx_g"] + 16
+    padding = kernel.symbols["g"] - 9
+    original = check(kernel, "f")
+    assert [part.name for part in original.body.parts] == ["f"]
+    assert f"\tcall {padding:#x}" in generate([Redirect(original)], [], CONSTANTS)
+
+
+def test_a_function_without_symbol_behind_it_is_left_out() -> None:
+    # What the unwind table knows nothing of: push %rbx; ret
+    kernel = MemoryKernel({"f": NOP5 + "31c0 c3 cc 53 c3"}, unwind=[(TEXT, ENTRY_STATE), (TEXT + 9, bytes(6))])
+    assert check(kernel, "f").body.instructions[-1].end == TEXT + 8
+
+
+def test_a_bug_entry_has_a_format_where_the_kernels_have_one() -> None:
+    bug = Bug(TEXT + 10, TEXT + 0x9000, 77, 0x901, TEXT + 0x9100)
+    unit = update(NOP5 + "9090909090 0f0b c3", bugs=[bug])
+    assert relocations(unit, "__bug_table") == {
+        0: ("R_X86_64_PC32", ".text", symbol(unit, "f_v1").value + 16 + 5),
+        4: ("R_X86_64_PC32", "", TEXT + 0x9100 - (1 << 64)),
+        8: ("R_X86_64_PC32", "", TEXT + 0x9000 - (1 << 64)),
+    }
+    assert section(unit, "__bug_table").data[12:] == struct.pack("<HH", 77, 0x901)
 
 
 def test_a_bug_entry_keeps_file_line_and_flags() -> None:

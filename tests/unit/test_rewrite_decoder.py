@@ -105,6 +105,22 @@ def test_ud1_is_decoded_whole_or_refused() -> None:
     assert (decoded[0].kind, decoded[0].size) in ((Kind.UNDEFINED, 3), (Kind.REFUSED, 2))
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "67 48 0f b9 3a",  # ud1 (%edx),%rdi: where a static call to WARN_trap stood
+        "67 0f b9 40 10",  # ud1 0x10(%eax),%eax
+        "0f b9 84 24 00 01 00 00",  # ud1 0x100(%rsp),%eax
+        "0f b9 04 25 00 01 00 00",  # ud1 0x100,%eax
+    ],
+)
+def test_what_follows_a_ud1_in_memory_is_decoded_from_its_own_start(code: str) -> None:
+    decoded, _covered = ARCH.decode(bytes.fromhex("90" + code + "c3"), AT)
+    assert [(i.kind, i.size) for i in decoded] == [
+        (Kind.NOP, 1), (Kind.UNDEFINED, len(bytes.fromhex(code))), (Kind.RETURN, 1)
+    ]  # fmt: skip
+
+
 def test_bytes_that_are_no_instruction_end_the_decoding() -> None:
     decoded, covered = ARCH.decode(bytes.fromhex("90 06 90"), AT)  # nop; push %es: not in 64-bit code
     assert (len(decoded), covered) == (1, 1)

@@ -38,8 +38,9 @@ def test_padding_may_hold_the_trampolines_end() -> None:
     assert check(MemoryKernel({"f": "31c0 c3 9090"}), "f").entry.site == TEXT
 
 
-def test_site_comes_after_endbr_and_ftrace() -> None:
-    original = check(MemoryKernel({"f": "f30f1efa" + NOP5 + "31c0 c3 cc cc"}), "f")
+@pytest.mark.parametrize("first", ["f30f1efa", "0f1f4000", "660f1f00", "0f1f40d6"])  # endbr64, and what seals it
+def test_site_comes_after_endbr_and_ftrace(first: str) -> None:
+    original = check(MemoryKernel({"f": first + NOP5 + "31c0 c3 cc cc"}), "f")
     assert (original.entry.ftrace, original.entry.site) == (TEXT + 4, TEXT + 9)
 
 
