@@ -261,11 +261,26 @@ class Kernel:
         for name in self.symbols.like("return_thunk"):
             if name.endswith("return_thunk"):
                 found.update(symbol.address for symbol in self.symbols.find(name))
-        thunks = {address for address in found if self.in_text(address)}
+        return frozenset(address for address in found if self.in_text(address)).union(self._chosen_thunk)
+
+    @cached_property
+    def _chosen_thunk(self) -> list[int]:
+        """Return the thunk that returns take since boot; [] for a kernel that has no choice."""
         chosen = self.symbols.address("x86_return_thunk")
-        if chosen is not None:
-            thunks.add(int.from_bytes(self.read(chosen, self.arch.word), "little"))
-        return frozenset(thunks)
+        return [] if chosen is None else [int.from_bytes(self.read(chosen, self.arch.word), "little")]
+
+    def branch_pads(self) -> dict[str, int]:
+        """Return by register what an indirect branch must go through; {} where its place does not matter."""
+        return self._branch_pads
+
+    @cached_property
+    def _branch_pads(self) -> dict[str, int]:
+        """Return the pads against Indirect Target Selection, if returns show that the kernel defends itself."""
+        if not any("its_return_thunk" in self.names(chosen) for chosen in self._chosen_thunk):
+            return {}
+        prefix = "__x86_indirect_its_thunk_"
+        named = {name: self.symbols.address(name) for name in self.symbols.like(prefix)}
+        return {name.removeprefix(prefix): place for name, place in named.items() if place and name.startswith(prefix)}
 
     # tables
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from dynamos_ng.arch import DIRECT, Arch, Instruction, Kind
 from dynamos_ng.arch.x86 import WARN5, XOR5
-from dynamos_ng.errors import Refusal
+from dynamos_ng.errors import ImageError, Refusal
 from dynamos_ng.rewrite import depth, indirection, reader, safety, writer
 from dynamos_ng.rewrite.indirection import Indirection
 from dynamos_ng.rewrite.kernel import Bug, Fixup, Kernel, StaticCall, StaticKey, Symbol
@@ -47,6 +47,7 @@ class Original:
     body: Body
     entry: Entry
     return_thunks: frozenset[int]
+    pads: Mapping[str, int]
     unwind: Mapping[int, bytes]
     depths: Mapping[int, int | None]
     ways: Mapping[int, Way]
@@ -97,6 +98,7 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
         body=body,
         entry=place,
         return_thunks=kernel.return_thunks(),
+        pads=kernel.branch_pads(),
         unwind=unwind,
         depths={} if unwind else depth.depths(body, kernel.arch, leads, {bug.address for bug in bugs if bug.warns}),
         ways=ways,
@@ -177,6 +179,8 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
         return Way(f"{target:#x}", registers[0])
     if reader.is_noted_call(kernel, instruction):
         return Way(f"{target:#x}")
+    if register := _pad(kernel, target):
+        return Way(f"{target:#x}", register)
     symbol = kernel.containing(target)
     if symbol and symbol.module:
         raise Refusal(
@@ -192,6 +196,20 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
         raise Refusal(body.name, reason, address=instruction.address, kind="branch into another function")
     learns = kernel.arch.program_counter(kernel.read, target) if instruction.kind is Kind.CALL else ""
     return Way(f"{target:#x}", learns=learns)
+
+
+def _pad(kernel: Kernel, target: int) -> str:
+    """Return the register that code outside the kernel's text jumps to, doing nothing else, or "".
+
+    Kernels put indirect branches there whose own place would let the processor be misled (see `Kernel.branch_pads`).
+    """
+    if kernel.in_text(target):
+        return ""
+    try:
+        decoded, _covered = kernel.arch.decode(kernel.read(target, 3), target)
+    except ImageError:
+        return ""
+    return decoded[0].detail if decoded and decoded[0].kind is Kind.JUMP_INDIRECT else ""
 
 
 def _check_tables(original: Original) -> None:
@@ -263,6 +281,8 @@ class _Clone:
 
     def _stays(self, instruction: Instruction) -> bool:
         """Return whether an instruction's bytes are the clone's."""
+        if instruction.kind is Kind.CALL_INDIRECT and instruction.detail in self.original.pads:
+            return False
         return instruction.kind in _FIXED and not instruction.field and instruction.address not in self.patched
 
     def rehearse(self) -> None:
@@ -332,6 +352,8 @@ class _Clone:
             return self._indirect_tail(instruction, state)
         if kind in DIRECT and target is not None:
             return self._direct(instruction, target, state)
+        if kind is Kind.CALL_INDIRECT and instruction.detail:
+            return [f"\tcall {original.pads[instruction.detail]:#x}\t# {instruction.text}"]
         if instruction.field and target is not None:
             own = target in original.body.boundaries and target != original.body.address
             return writer.relative(instruction, edition.label(target) if own else f"{target:#x}")
@@ -383,7 +405,9 @@ class _Clone:
     def _indirect_tail(self, instruction: Instruction, state: bytes | None) -> list[str]:
         original = self.original
         self._check_exit(instruction, state)
-        if instruction.field and instruction.target is not None:
+        if instruction.detail in original.pads:
+            jump = [f"\tjmp {original.pads[instruction.detail]:#x}"]
+        elif instruction.field and instruction.target is not None:
             jump = writer.relative(instruction, f"{instruction.target:#x}")
         else:
             jump = [writer.plain(instruction)]

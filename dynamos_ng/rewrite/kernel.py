@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -122,6 +123,14 @@ class Kernel(Protocol):
 
     def return_thunks(self) -> frozenset[int]:
         """Return the addresses that a jump may go to in place of a return; empty if the kernel has none."""
+        ...
+
+    def branch_pads(self) -> Mapping[str, int]:
+        """Return by register what an indirect branch must go through, {} where it may stand anywhere.
+
+        Some processors can be misled by an indirect branch in the lower half of a cache line (Indirect Target
+        Selection); their kernels leave those in the upper half as they are, and a clone lies elsewhere.
+        """
         ...
 
     def orc(self, start: int, end: int) -> list[tuple[int, bytes]]:

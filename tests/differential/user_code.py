@@ -32,5 +32,8 @@ class UserCode:
     def static_calls(self, start: int, end: int) -> list[StaticCall]:
         return []
 
+    def branch_pads(self) -> dict[str, int]:
+        return {}
+
     def bare_locks(self, start: int, end: int) -> list[int]:
         return []

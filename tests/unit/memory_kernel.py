@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dynamos_ng.arch import Arch, x86_64
+from dynamos_ng.errors import ImageError
 from dynamos_ng.rewrite import elf
 from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey, Symbol
 
@@ -52,6 +53,7 @@ class MemoryKernel:
         calls: Sequence[StaticCall] = (),
         locks: Sequence[int] = (),
         thunks: Sequence[str] = (),
+        pads: Mapping[str, int] | None = None,
         forbidden: str = "",
         probes: Sequence[int] = (),
         symbols: Mapping[str, int] | None = None,
@@ -71,6 +73,7 @@ class MemoryKernel:
         self.symbols.update(symbols or {})
         self.data = dict(data or {})
         self.thunks = thunks
+        self.pads = pads or {}
 
     def function(self, name: str, position: int | None = None) -> Symbol:
         address = self.symbols[name]
@@ -80,7 +83,7 @@ class MemoryKernel:
         for start, code in {**self.code, **self.data}.items():
             if start <= address < start + max(len(code), 0x100):
                 return code.ljust(0x100, b"\xcc")[address - start : address - start + size]
-        raise AssertionError(f"nothing at {address:#x}")
+        raise ImageError(f"nothing at {address:#x}")
 
     def containing(self, address: int) -> Symbol | None:
         below = [(start, name) for name, start in self.symbols.items() if start <= address < start + 0x100]
@@ -103,6 +106,9 @@ class MemoryKernel:
 
     def return_thunks(self) -> frozenset[int]:
         return frozenset(self.symbols[name] for name in self.thunks)
+
+    def branch_pads(self) -> Mapping[str, int]:
+        return self.pads
 
     def orc(self, start: int, end: int) -> list[tuple[int, bytes]]:
         before = [entry for entry in self.unwind if entry[0] <= start]

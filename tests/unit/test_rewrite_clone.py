@@ -6,9 +6,9 @@ import struct
 from typing import Any
 
 import pytest
-from memory_kernel import ENTRY_STATE, NOP5, TEXT, MemoryKernel, assemble, section
+from memory_kernel import ENTRY_STATE, MODULE, NOP5, TEXT, MemoryKernel, assemble, section
 
-from dynamos_ng.errors import UsageError
+from dynamos_ng.errors import Refusal, UsageError
 from dynamos_ng.rewrite import Constants, Redirect, check, elf, generate
 from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey
 
@@ -222,6 +222,24 @@ def test_a_call_that_is_noted_on_its_way_stays_so() -> None:
     original = check(kernel, "f")
     assert [part.name for part in original.body.parts] == ["f"]
     assert f"\tcall {padding:#x}" in generate([Redirect(original)], [], CONSTANTS)
+
+
+def test_indirect_branches_go_through_pads_where_their_place_matters() -> None:
+    code = NOP5 + "9090909090 41ffd3 ffe0"  # call *%r11; jmp *%rax
+    kernel = MemoryKernel({"f": code}, pads={"rax": TEXT + 0x2000, "r11": TEXT + 0x2040})
+    text = generate([Redirect(check(kernel, "f"))], [], CONSTANTS)
+    assert f"\tcall {TEXT + 0x2040:#x}\t" in text
+    assert f"\tjmp {TEXT + 0x2000:#x}\n" in text
+    assert "0x41,0xff,0xd3" not in text
+
+
+def test_a_pad_outside_the_kernels_text_is_a_way_through_a_register() -> None:
+    distance = (MODULE - (TEXT + 15)).to_bytes(4, "little").hex()
+    kernel = MemoryKernel({"f": NOP5 + "9090909090 e8" + distance + "c3"}, data={MODULE: bytes.fromhex("ffe2cc")})
+    assert check(kernel, "f").ways[MODULE].register == "rdx"
+    other = MemoryKernel({"f": NOP5 + "9090909090 e8" + distance + "c3"}, data={MODULE: bytes.fromhex("90c3cc")})
+    with pytest.raises(Refusal, match="not the start of a function"):
+        check(other, "f")
 
 
 def test_a_function_without_symbol_behind_it_is_left_out() -> None:
