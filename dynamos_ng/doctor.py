@@ -135,8 +135,6 @@ def signing(facts: Facts) -> Finding:
 
 def headers(facts: Facts) -> Finding:
     """Can modules be built for this kernel?"""
-    if facts.builder:
-        return Finding("headers", OK, f"not needed here: {facts.builder} builds")
     where = f"/lib/modules/{facts.release}/build"
     if facts.headers:
         return Finding("headers", OK, where)
@@ -232,10 +230,13 @@ def btf(facts: Facts) -> Finding:
 
 
 def engine(facts: Facts) -> Finding:
-    """What serves the probes?"""
+    """What serves the probes? bcc compiles what it runs, for libbpf that is done ahead."""
     for name, (package, library, _) in ENGINES.items():
-        if library in facts.libraries and (not package or package in facts.packages):
-            return Finding("probe engine", OK, f"{name} ({library})")
+        if library not in facts.libraries or (package and package not in facts.packages):
+            continue
+        if not package and not facts.builder and "clang" not in facts.programs:
+            return Finding("probe engine", BAD, f"{name}, but no clang for it", "apt install clang libbpf-dev")
+        return Finding("probe engine", OK, f"{name} ({library})")
     wanted = ENGINES["bcc" if facts.machine == "x86_64" else "libbpf"][2]
     return Finding("probe engine", BAD, f"neither {' nor '.join(ENGINES)}", f"apt install {wanted}")
 

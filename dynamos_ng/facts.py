@@ -237,7 +237,7 @@ def look(options: Container[str]) -> Facts:
         headers=(build / "Makefile").exists(),
         compiler=named,
         builder=os.environ.get(kbuild.COMMAND, ""),
-        programs=_programs(named, "make"),
+        programs=_programs(named, "make", "clang"),
         packages=tuple(name for name in modules if _importable(name)),
         libraries=tuple(library for _, library, _ in ENGINES.values() if _loads(library)),
         livepatches=patches,

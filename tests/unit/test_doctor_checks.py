@@ -166,8 +166,16 @@ def test_without_a_config_nothing_is_made_up() -> None:
     assert told(seen, UNKNOWN) == ["config", "unwinder"]
 
 
-def test_where_another_command_builds_neither_headers_nor_compiler_are_needed() -> None:
-    assert told(replace(facts(), headers=False, programs={}, builder="/run/lab/kbuild"), BAD) == []
+def test_where_another_command_builds_no_compiler_is_needed() -> None:
+    for name in (STOCK, "6.1-i386-stock"):
+        assert told(replace(facts(name), programs={}, builder="/run/lab/kbuild"), BAD) == []
+
+
+def test_libbpf_wants_a_compiler_of_its_own() -> None:
+    seen = facts("6.1-i386-stock")
+    without = {name: version for name, version in seen.programs.items() if name != "clang"}
+    assert told(replace(seen, programs=without), BAD) == ["probe engine"]
+    assert "apt install clang" in finding(replace(seen, programs=without), "probe engine").advice
 
 
 def test_the_table_fits_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
