@@ -193,9 +193,11 @@ NEIGHBOURS: dict[str, Callable[[], AbstractContextManager[Hits]]] = {
     "function_graph": graph_tracer,
     "fentry_fexit": bpf_trampoline,
 }
+#: What must be there for some.
+NEEDS = {"fentry_fexit": pytest.mark.needs("bcc")}
 
 
-@pytest.mark.parametrize("neighbour", NEIGHBOURS)
+@pytest.mark.parametrize("neighbour", [pytest.param(name, marks=NEEDS.get(name, ())) for name in NEIGHBOURS])
 def test_both_go_on_whoever_comes_and_goes_first(module: Path, neighbour: str) -> None:
     original = FILE.read_text()
     clean = cloned_bytes()
@@ -300,6 +302,7 @@ def livepatched(patch: Path) -> Iterator[None]:
         modules.unload(PATCH)
 
 
+@pytest.mark.needs("livepatch")
 def test_a_livepatched_function_is_not_redirected_as_long_as_it_is(loaded_update: None, patch: Path) -> None:
     with livepatched(patch):
         with pytest.raises(control.Remote, match=f"activate {FUNCTION}: livepatch {PATCH} replaces it"):
@@ -310,6 +313,7 @@ def test_a_livepatched_function_is_not_redirected_as_long_as_it_is(loaded_update
     check_editions()
 
 
+@pytest.mark.needs("livepatch")
 @pytest.mark.parametrize("first", ["livepatch", "update"])
 def test_a_later_livepatch_is_told_and_passes(module: Path, patch: Path, first: str) -> None:
     """It replaces the function, editions and all, and `status` says so; whichever goes first, nothing breaks."""
