@@ -12,7 +12,7 @@ from dynamos_ng.rewrite.kernel import Kernel, Symbol
 from dynamos_ng.rewrite.reader import Body, breakpoint_reached
 
 #: Where ftrace's own calls go, by name; its other trampolines lie outside the kernel's text.
-_FTRACE = frozenset(("__fentry__", "ftrace_caller", "ftrace_regs_caller", "ftrace_stub"))
+_FTRACE = frozenset(("__fentry__", "ftrace_caller", "ftrace_graph_caller", "ftrace_regs_caller", "ftrace_stub"))
 _CALLERS = "redirect one of its callers instead"
 
 

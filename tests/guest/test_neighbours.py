@@ -191,14 +191,22 @@ NEIGHBOURS: dict[str, Callable[[], AbstractContextManager[Hits]]] = {
     "kretprobe": return_probe,
     "function": function_tracer,
     "function_graph": graph_tracer,
-    "fentry_fexit": bpf_trampoline,
 }
-#: What must be there for some.
-NEEDS = {"fentry_fexit": pytest.mark.needs("bcc")}
 
 
-@pytest.mark.parametrize("neighbour", [pytest.param(name, marks=NEEDS.get(name, ())) for name in NEIGHBOURS])
+@pytest.mark.parametrize("neighbour", NEIGHBOURS)
 def test_both_go_on_whoever_comes_and_goes_first(module: Path, neighbour: str) -> None:
+    both_go_on(module, NEIGHBOURS[neighbour])
+
+
+@pytest.mark.needs("bcc")
+def test_fentry_and_fexit_go_on_whoever_comes_and_goes_first(module: Path) -> None:
+    both_go_on(module, bpf_trampoline)
+
+
+def both_go_on(module: Path, put: Callable[[], AbstractContextManager[Hits]]) -> None:
+    """Put update and neighbour on the function and take them off, in both orders of either."""
+    neighbour = "neighbour"
     original = FILE.read_text()
     clean = cloned_bytes()
     for coming in ((UPDATE, neighbour), (neighbour, UPDATE)):
@@ -211,7 +219,7 @@ def test_both_go_on_whoever_comes_and_goes_first(module: Path, neighbour: str) -
                         assert cloned_bytes() == clean
                         stacks[who].enter_context(redirected(module))
                     else:
-                        hits = stacks[who].enter_context(NEIGHBOURS[neighbour]())
+                        hits = stacks[who].enter_context(put())
                 assert hits is not None
                 before = hits()
                 check_editions(3)

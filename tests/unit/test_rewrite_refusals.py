@@ -44,8 +44,9 @@ def test_site_comes_after_endbr_and_ftrace(first: str) -> None:
     assert (original.entry.ftrace, original.entry.site) == (TEXT + 4, TEXT + 9)
 
 
-def test_a_call_into_ftrace_is_the_ftrace_site() -> None:
-    kernel = MemoryKernel({"f": "e8 fb 0f 00 00 31c0 c3 cc cc"}, symbols={"ftrace_caller": TEXT + 0x1000})
+@pytest.mark.parametrize("caller", ["ftrace_caller", "ftrace_regs_caller", "ftrace_graph_caller"])
+def test_a_call_into_ftrace_is_the_ftrace_site(caller: str) -> None:
+    kernel = MemoryKernel({"f": "e8 fb 0f 00 00 31c0 c3 cc cc"}, symbols={caller: TEXT + 0x1000})
     assert check(kernel, "f").entry.ftrace == TEXT
 
 
