@@ -231,13 +231,15 @@ def btf(facts: Facts) -> Finding:
 
 def engine(facts: Facts) -> Finding:
     """What serves the probes? bcc compiles what it runs, for libbpf that is done ahead."""
+    bcc = ENGINES["bcc"][2]
     for name, (package, library, _) in ENGINES.items():
         if library not in facts.libraries or (package and package not in facts.packages):
             continue
         if not package and not facts.builder and "clang" not in facts.programs:
-            return Finding("probe engine", BAD, f"{name}, but no clang for it", "apt install clang libbpf-dev")
+            advice = f"apt install {bcc if facts.machine == 'x86_64' else 'clang libbpf-dev'}"
+            return Finding("probe engine", BAD, f"{name}, but no clang for it", advice)
         return Finding("probe engine", OK, f"{name} ({library})")
-    wanted = ENGINES["bcc" if facts.machine == "x86_64" else "libbpf"][2]
+    wanted = bcc if facts.machine == "x86_64" else f"{ENGINES['libbpf'][2]} clang libbpf-dev"
     return Finding("probe engine", BAD, f"neither {' nor '.join(ENGINES)}", f"apt install {wanted}")
 
 

@@ -195,8 +195,8 @@ def test_nothing_needs_a_package_that_may_be_missing(
     assert doctor.main(as_json=False) == 1
     out = capsys.readouterr().out
     assert "bad      Python        missing: python3-capstone, python3-pyelftools" in out
-    assert out.splitlines()[-1] == "dynamos cannot work here: Python"
+    assert out.splitlines()[-1] == "dynamos cannot work here: probe engine, Python"
     assert doctor.main(as_json=True) == 1
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert report["works"] is False
-    assert {one["name"] for one in report["findings"] if one["verdict"] == BAD} == {"Python"}
+    assert {one["name"] for one in report["findings"] if one["verdict"] == BAD} == {"probe engine", "Python"}
