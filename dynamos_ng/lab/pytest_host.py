@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -221,6 +224,19 @@ class Guests:
         self.config = config
         self.boot: Boot | None = None
         self.hopeless: dict[Kind, str] = {}
+        self.roots: subprocess.Popen[bytes] | None = None
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Make what roots are missing while the host's own tests run.
+
+        Why one cannot be made is told when a guest wants it.
+        """
+        kernels = dict.fromkeys(str(dict(kind_of(item))["kernel"]) for item in session.items if in_guest(item))
+        if kernels and not self.config.option.collectonly:
+            self.roots = subprocess.Popen(
+                [sys.executable, "-m", "dynamos_ng.lab.root", *kernels], cwd=machine.CHECKOUT,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -235,8 +251,11 @@ class Guests:
         return True
 
     def pytest_sessionfinish(self) -> None:
-        """End the guest that may still run."""
+        """End the guest that may still run, and what is being made for others."""
         self._close("the tests are over")
+        if self.roots and self.roots.poll() is None:
+            os.killpg(self.roots.pid, signal.SIGTERM)
+            self.roots.wait()
 
     def _close(self, reason: str) -> None:
         if self.boot:
@@ -245,6 +264,8 @@ class Guests:
 
     def _start(self, item: pytest.Item) -> Boot:
         """Start a guest for a test and all after it of its kind."""
+        if self.roots:
+            self.roots.wait()
         items = item.session.items
         kind = kind_of(item)
         rest = items[items.index(item) :]

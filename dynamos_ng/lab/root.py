@@ -244,3 +244,8 @@ def _logged(argv: Sequence[str], log: Path) -> None:
     if done.returncode:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise LabError(f"{argv[0]} failed (its messages: {log}):\n{end}")
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:]:
+        ensure(wanted)
