@@ -20,6 +20,8 @@ from dynamos_ng.survey import census
 SAMPLE = 1500
 #: The base register of an entry whose stack pointer is the base (ORC_REG_SP).
 FROM_STACK_POINTER = 5
+#: It returns to an address that it has put on the stack itself, and its hint tells of the stack behind that.
+HINTED = "ftrace_regs_caller"
 
 
 def differences(original: Original) -> Counter[str]:
@@ -48,7 +50,7 @@ def kernel() -> Kernel:
 
 
 def test_depths_agree_with_the_kernels_unwind_data(kernel: Kernel, thorough: bool) -> None:
-    functions = list(census(kernel).functions)
+    functions = [symbol for symbol in census(kernel).functions if symbol.name != HINTED]
     random.Random(1).shuffle(functions)
     counts: Counter[str] = Counter()
     for symbol in functions if thorough else functions[:SAMPLE]:
