@@ -97,6 +97,12 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+def named(*names: str) -> str:
+    """Return which of these names a function has in the running kernel: later ones renamed some."""
+    text = Path("/proc/kallsyms").read_text()
+    return next(name for name in names if re.search(rf" [tT] {name}$", text, re.MULTILINE))
+
+
 def write_update(folder: Path, functions: dict[str, list[int]], source: str = "") -> Path:
     """Write an update's folder: editions by function, and one C source."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import entered, uses, write_update
+from conftest import entered, named, uses, write_update
 
 from dynamos_ng import control
 from dynamos_ng.demo import load as work
@@ -44,14 +44,15 @@ def churn(folder: Path) -> None:
 
 
 def test_every_kind_under_load(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
-    loaded(write_update(tmp_path / "kinds", {name: [] for name in KINDS}))
+    kinds = [named(name, f"{name}_noprof") for name in KINDS]
+    loaded(write_update(tmp_path / "kinds", {name: [] for name in kinds}))
     control.call("activate", name="kinds")
     with work.Pipes(3) as pipes:
         churn(tmp_path)
         moved, intact = pipes.finish()
     assert intact
     assert moved
-    assert {name for name in KINDS if not entered(name)} == set()
+    assert {name for name in kinds if not entered(name)} == set()
     assert os_open_fault() == errno.EFAULT, "a fault inside a cloned access to user memory is fixed up in the clone"
     control.call("unload", name="kinds", wait=120.0)
     churn(tmp_path)
@@ -78,6 +79,7 @@ def test_a_function_that_never_returns(loaded: Callable[[Path], Any], tmp_path: 
 
 
 def test_an_edition_may_call_the_original(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
+    function = named("pipe_read", "anon_pipe_read")
     source = """
 #include <linux/fs.h>
 #include <linux/uio.h>
@@ -92,8 +94,8 @@ ssize_t pipe_read_v2(struct kiocb *iocb, struct iov_iter *to)
 		return -EDOM;
 	return pipe_read_v1(iocb, to);
 }
-"""
-    loaded(write_update(tmp_path / "wrapped", {"pipe_read": [2]}, source))
+""".replace("pipe_read", function)
+    loaded(write_update(tmp_path / "wrapped", {function: [2]}, source))
     control.call("activate", name="wrapped", classes=[9])
     control.call("policy_process", pid=os.getpid(), policy_class=9)
     end_read, end_write = os.pipe()

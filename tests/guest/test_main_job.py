@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import DEMO_UPDATES, Daemon, write_update
+from conftest import DEMO_UPDATES, Daemon, named, write_update
 
 from dynamos_ng import bpf, bpfmaps, control, uapi
 from dynamos_ng.demo import load as work
@@ -47,20 +47,21 @@ def test_editions_are_chosen_by_process(loaded: Callable[[Path], Any]) -> None:
         assert work.read_together(plain, chosen) == [original, original]
 
 
-def test_probes_and_use_counters_agree_for_a_clone(loaded: Callable[[Path], Any]) -> None:
+def test_probes_and_use_counters_agree_for_a_clone(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
     from dynamos_ng.probes import Probes
 
-    loaded(DEMO_UPDATES / "pipe")
+    pipe_read = named("pipe_read", "anon_pipe_read")
+    loaded(write_update(tmp_path / "pipe", {pipe_read: []}))
     control.call("activate", name="pipe")
     with Probes() as probes:
-        assert probes.watch(["pipe_read_v1"], breakpoints=True) == ()
+        assert probes.watch([f"{pipe_read}_v1"], breakpoints=True) == ()
         time.sleep(0.5)  # calls that were in progress when the probes came
-        before, seen_before = uses("pipe")["pipe_read"][1], probes.counts()["pipe_read_v1"]
+        before, seen_before = uses("pipe")[pipe_read][1], probes.counts()[f"{pipe_read}_v1"]
         end_read, end_write = os.pipe()
         for _ in range(1000):
             os.write(end_write, b".")
             os.read(end_read, 1)
-        after, seen_after = uses("pipe")["pipe_read"][1], probes.counts()["pipe_read_v1"]
+        after, seen_after = uses("pipe")[pipe_read][1], probes.counts()[f"{pipe_read}_v1"]
     os.close(end_read)
     os.close(end_write)
     entered, exited = after[0] - before[0], after[1] - before[1]
@@ -70,11 +71,12 @@ def test_probes_and_use_counters_agree_for_a_clone(loaded: Callable[[Path], Any]
 
 
 def test_a_group_survives_500_cycles_under_load(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
-    loaded(write_update(tmp_path / "hot", {name: [] for name in HOT}))
+    hot = [named(name, f"anon_{name}") for name in HOT]
+    loaded(write_update(tmp_path / "hot", {name: [] for name in hot}))
     tried_again = 0
     with work.Pipes(6) as pipes, Device() as device:
         functions = [function for function in device.functions() if function.update == "dynamos_hot"]
-        assert [function.name for function in functions] == list(HOT)
+        assert [function.name for function in functions] == hot
         for _ in range(CYCLES):
             while True:
                 try:
@@ -98,16 +100,17 @@ def test_a_group_survives_500_cycles_under_load(loaded: Callable[[Path], Any], t
 
 
 def test_a_removal_waits_and_names_who_is_in_the_way(
-    loaded: Callable[[Path], Any], cli: Callable[..., Any]
+    loaded: Callable[[Path], Any], cli: Callable[..., Any], tmp_path: Path
 ) -> None:
-    loaded(DEMO_UPDATES / "pipe")
+    pipe_read = named("pipe_read", "anon_pipe_read")
+    loaded(write_update(tmp_path / "pipe", {pipe_read: []}))
     control.call("activate", name="pipe")
     with work.sleeping_reader() as sleeper:
         refused = cli("unload", "pipe", "--timeout", "2")
         assert refused.returncode == 1
         assert refused.stderr.startswith("dynamos: unload pipe: still in use after 2 s; it stays active")
         assert f"TID {sleeper.pid} (" in refused.stderr
-        assert "pipe_read" in refused.stderr
+        assert pipe_read in refused.stderr
         assert control.call("status")["updates"][0]["state"] == "redirected"
         sleeper.wake_after(1.0)
         assert cli("unload", "pipe", "--wait").returncode == 0
