@@ -57,8 +57,6 @@ def _known(code: bytes, offset: int) -> int:
     prefix = head[:1] in (b"\x66", b"\xf2", b"\xf3")
     if head[prefix : prefix + 2] == b"\x0f\x01" and len(head) > 2 + prefix and head[2 + prefix] >= 0xC0:
         return 3 + prefix  # clac, rdpkru, pvalidate, …: none has more bytes
-    if head[:3] == b"\xf2\x0f\x00" and len(head) > 3 and head[3] & 0xF8 == 0xF0:
-        return 4  # lkgs reg
     return _undefined(code, offset)
 
 

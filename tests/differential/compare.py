@@ -39,6 +39,7 @@ REFUSED = {"user-size": {"self_tail", "floats"}}
 SIX = (
     "plain", "loops", "choices", "calls", "recursive", "tail", "tails", "self_tail", "cold_part", "pointers", "pairs",
     "strings", "counted_loop", "conditional_tail", "keeps_tail",
+    "serialises",
 )  # fmt: skip
 EXTRA = ("callee", "rare", "eight", "variadic", "keeps_everything")
 

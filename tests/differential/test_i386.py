@@ -34,7 +34,7 @@ NAMES = (
     "plain", "loops", "choices", "callee", "calls", "recursive", "tail", "tails", "self_tail", "cold_part",
     "pointers", "pairs", "strings", "variadic", "counted_loop", "conditional_tail", "learns", "keeps_everything",
     "keeps_tail", "watches",
-    "drops", "drops_both",
+    "serialises", "drops", "drops_both",
 )  # fmt: skip
 CHANGED = ("plain", "loops", "choices", "tails")
 

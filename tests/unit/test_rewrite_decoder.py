@@ -47,7 +47,6 @@ AT = 0xFFFFFFFF81000000
         ("f3 0f 1e fa", Kind.PLAIN, None),  # endbr64
         ("f2 0f 01 ff", Kind.PLAIN, None),  # pvalidate
         ("0f 01 ee", Kind.PLAIN, None),  # rdpkru
-        ("f2 0f 00 f7", Kind.PLAIN, None),  # lkgs %edi
         ("0f 05", Kind.SYSTEM, None),  # syscall
         ("cd 80", Kind.SYSTEM, None),  # int $0x80
     ],

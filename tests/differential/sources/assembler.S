@@ -25,6 +25,24 @@ conditional_tail:
 3:	RETURN
 	.size conditional_tail, . - conditional_tail
 
+	.globl serialises
+	.type serialises, @function
+serialises:				# returns from no interrupt to the next instruction, as sync_core() does
+	NOP5
+	lea 3(%rdi,%rsi,2), %rax
+	mov %ss, %ecx
+	push %rcx
+	push %rsp
+	addq $8, (%rsp)
+	pushfq
+	mov %cs, %ecx
+	push %rcx
+	push $1f
+	iretq
+1:	add %rdx, %rax
+	RETURN
+	.size serialises, . - serialises
+
 	.globl keeps_everything
 	.type keeps_everything, @function
 keeps_everything:			# no ftrace site: r10, r11 and the flags belong to the caller

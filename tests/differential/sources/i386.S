@@ -30,6 +30,19 @@ conditional_tail:			# its tail jump finds the arguments where they are
 3:	ret
 	.size conditional_tail, . - conditional_tail
 
+	.globl serialises
+	.type serialises, @function
+serialises:				# returns from no interrupt to the next instruction, as sync_core() does
+	NOP5
+	first %eax
+	pushf
+	push %cs
+	push $1f
+	iret
+1:	lea 3(%eax,%eax,2), %eax
+	ret
+	.size serialises, . - serialises
+
 	.globl drops
 	.type drops, @function
 drops:					# called by drops_both: takes its argument off the stack itself

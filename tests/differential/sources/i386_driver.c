@@ -9,7 +9,7 @@ typedef unsigned long u64;	/* as functions.c calls the machine's word */
 typedef u64 six(u64, u64, u64, u64, u64, u64);
 
 #define FUNCTIONS(F) F(plain) F(loops) F(choices) F(calls) F(recursive) F(tail) F(tails) F(self_tail) F(cold_part) \
-	F(pointers) F(pairs) F(strings) F(counted_loop) F(conditional_tail) F(learns) \
+	F(pointers) F(pairs) F(strings) F(counted_loop) F(conditional_tail) F(serialises) F(learns) \
 	F(drops_both) EXTRA(F)
 #define DECLARE(name) six name;
 #define ADDRESS(name) name,
