@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import entered, probed, traced, uses
+from conftest import entered, named, probed, traced, uses
 
 from dynamos_ng.arch import DIRECT
 from dynamos_ng.demo import load as work
@@ -81,9 +81,13 @@ int cmdline_proc_show_v2(struct seq_file *m, void *v);
 /* A signal from within a signal, which the kernel must not do and warns of. */
 int cmdline_proc_show_v2(struct seq_file *m, void *v)
 {
+	/* Later kernels give it no number and get none back. */
+	void (*signal_mask)(struct eventfd_ctx *ctx, u64 number, u64 mask) = (void *)eventfd_signal_mask;
+
 	current->in_eventfd = 1;
-	seq_printf(m, "%llu", eventfd_signal_mask(NULL, 1, 0));
+	signal_mask(NULL, 1, 0);
 	current->in_eventfd = 0;
+	seq_puts(m, "0");
 	return 0;
 }
 """
@@ -93,7 +97,7 @@ def kernel_log() -> str:
     return subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.boot(expected=r"WARNING: CPU: \d+ PID: \d+ at fs/eventfd\.c:\d+ eventfd_signal_mask_v1\+")
+@pytest.mark.boot(expected=r"WARNING: .*\bfs/eventfd\.c:\d+ (at )?eventfd_signal_mask_v1\+")
 def test_a_warning_in_a_clone_is_reported_like_any_other(cloned: Callable[..., None]) -> None:
     cloned("warns", "eventfd_signal_mask", edited="cmdline_proc_show", source=WARNS)
     Path("/proc/sys/kernel/panic_on_warn").write_text("0")
@@ -103,7 +107,7 @@ def test_a_warning_in_a_clone_is_reported_like_any_other(cloned: Callable[..., N
         said = kernel_log().removeprefix(before)
     finally:
         Path("/proc/sys/kernel/panic_on_warn").write_text("1")
-    assert len(re.findall(r"WARNING: CPU: ", said)) == 1, "once, as the original would"
+    assert len(re.findall(r"WARNING: ", said)) == 1, "once, as the original would"
     assert re.search(r"[RE]IP: (0010:)?eventfd_signal_mask_v1\+0x[0-9a-f]+/0x[0-9a-f]+ \[dynamos_warns\]", said)
     assert re.search(r"Call Trace:.*cmdline_proc_show_v2\+0x.* \[dynamos_warns\].*seq_read_iter\+0x.*vfs_read\+0x",
                      said, re.DOTALL)  # fmt: skip
@@ -389,13 +393,14 @@ def pause_in_signal() -> None:
     signal.sigtimedwait([signal.SIGUSR1], 60)
 
 
-#: By the function that is to be found asleep; none in which the daemon, its client or the lab wait themselves.
-PAUSES: dict[str, Callable[[], None]] = {
-    "do_epoll_wait": pause_in_epoll,
-    "pipe_read": pause_in_read,
-    "do_wait": pause_in_wait,
-    "do_sigtimedwait": pause_in_signal,
-    "hrtimer_nanosleep": lambda: time.sleep(60),
+#: By the names of the function that is to be found asleep; none in which the daemon, its client or the lab wait
+#: themselves.
+PAUSES: dict[tuple[str, ...], Callable[[], None]] = {
+    ("do_epoll_wait",): pause_in_epoll,
+    ("pipe_read", "anon_pipe_read"): pause_in_read,
+    ("do_wait",): pause_in_wait,
+    ("do_sigtimedwait", "__x64_sys_rt_sigtimedwait"): pause_in_signal,
+    ("hrtimer_nanosleep",): lambda: time.sleep(60),
 }
 
 
@@ -421,10 +426,11 @@ def stack_of(pause: Callable[[], None], function: str) -> list[str]:
 
 
 def test_the_stack_trace_of_a_sleeper_in_a_clone_is_complete(cloned: Callable[..., None]) -> None:
-    originals = {function: stack_of(pause, function) for function, pause in PAUSES.items()}
+    pauses = {named(*names): pause for names, pause in PAUSES.items()}
+    originals = {function: stack_of(pause, function) for function, pause in pauses.items()}
     assert all(names[-1].startswith("entry_SYS") for names in originals.values())
-    cloned("sleepers", *PAUSES)
-    for function, pause in PAUSES.items():
-        wanted = [f"{name}_v1" if name in PAUSES else name for name in originals[function]]
+    cloned("sleepers", *pauses)
+    for function, pause in pauses.items():
+        wanted = [f"{name}_v1" if name in pauses else name for name in originals[function]]
         assert f"{function}_v1" in wanted
         assert stack_of(pause, function) == wanted
