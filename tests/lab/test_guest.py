@@ -13,6 +13,7 @@ import pytest
 
 from dynamos_ng import lab
 from dynamos_ng.errors import GuestDied, GuestTimeout, LabError
+from dynamos_ng.lab import machine
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,6 +100,16 @@ def test_a_kernel_that_complains_fails_a_command_that_succeeds() -> None:
 def test_a_kernel_that_does_not_find_its_root_is_a_dead_guest() -> None:
     with pytest.raises(GuestDied, match="dynamos lab: failed: insmod /modules/ext4"):
         lab.run(["true"], timeout=120, cmdline="module_blacklist=ext4")
+
+
+def test_a_boot_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["rdinit=/no/such", "nokaslr"]
+    boot = machine._Guest.boot
+    monkeypatch.setattr(machine._Guest, "boot", lambda guest, cpus, memory, _, *rest: boot(
+        guest, cpus, memory, lines.pop(0), *rest))  # fmt: skip
+    assert lab.run(["cat", "/proc/cmdline"], timeout=120).output.endswith(" nokaslr\n")
+    assert not lines
+    assert "lab: the kernel did not survive its boot, so again: [" in capsys.readouterr().err
 
 
 def test_an_output_folder_serves_one_guest_at_a_time(tmp_path: Path) -> None:
