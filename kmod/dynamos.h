@@ -67,7 +67,8 @@ int text_write_all(struct text_patch *patches, u32 count, bool check_stacks,
  *
  * stack_stop() parks the CPUs, calls @work on one of them, and makes all of
  * them serialise before they go on. Inside @work, stack_scan() reads the words
- * of each stack and calls @seen for each that lies in [lo, hi).
+ * of each stack and calls @seen for each that lies in [lo, hi) and that is not
+ * known to be stale.
  */
 struct stack_scan {
 	unsigned long lo, hi;
@@ -75,6 +76,8 @@ struct stack_scan {
 	bool (*seen)(struct stack_scan *scan, struct task_struct *task,
 		     unsigned long word);
 	void *context;
+	struct task_struct *judged;	/* the last one that had a word in bounds */
+	struct task_struct *acquitted;	/* whose words are all stale */
 	u32 tasks;			/* out */
 	u64 words;			/* out */
 };

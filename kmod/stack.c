@@ -3,7 +3,8 @@
  * The conservative stack walk: with every CPU parked, each word from a task's
  * stack pointer to its stack's end is taken for a return address. It needs no
  * frame pointers and no unwinder, and it never misses a caller; at worst it
- * takes a stale word for one.
+ * takes a stale word for one. A sleeping task may be acquitted of such a word
+ * by an unwinder that can be relied on.
  *
  * The task that asked for the stop is read like any other, so what is being
  * looked for must not stand on its stack: bounds are made inside the stop.
@@ -96,14 +97,55 @@ static unsigned long stack_pointer(struct task_struct *task)
 	return arch_saved_sp(task);
 }
 
+#ifdef CONFIG_UNWINDER_ORC
+/*
+ * Whether a task's stack unwinds to its very end without doubt, and no frame
+ * lies within the bounds: then such words are what finished calls left behind.
+ * The unwinder asks kretprobes and the graph tracer by itself. It must not be
+ * used on a task that could be running.
+ */
+static bool sleeps_elsewhere(struct stack_scan *scan, struct task_struct *task)
+{
+	struct unwind_state state;
+	unsigned long address;
+
+	if (task_is_running(task))
+		return false;
+	for (unwind_start(&state, task, NULL, NULL); !unwind_done(&state);
+	     unwind_next_frame(&state)) {
+		struct pt_regs *regs = unwind_get_entry_regs(&state, NULL);
+
+		if (regs && user_mode(regs))
+			return true;
+		address = unwind_get_return_address(&state);
+		if (!address || (address >= scan->lo && address < scan->hi))
+			return false;
+	}
+	return !unwind_error(&state);
+}
+#else
+static bool sleeps_elsewhere(struct stack_scan *scan, struct task_struct *task)
+{
+	return false;
+}
+#endif
+
 /* Each of these returns true if the scan is to end. */
 
 static bool scan_word(struct stack_scan *scan, struct task_struct *task,
 		      unsigned long word)
 {
 	scan->words++;
-	return word >= scan->lo && word < scan->hi &&
-	       scan->seen(scan, task, word);
+	if (word < scan->lo || word >= scan->hi || scan->acquitted == task)
+		return false;
+	if (scan->judged != task) {
+		scan->judged = task;
+		if (sleeps_elsewhere(scan, task)) {
+			scan->acquitted = task;
+			return false;
+		}
+	}
+	return scan->seen(scan, task, word);
 }
 
 static bool scan_words(struct stack_scan *scan, struct task_struct *task,

@@ -16,11 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import entered, named, probed, traced, uses
 
+from dynamos_ng import control
 from dynamos_ng.arch import DIRECT
 from dynamos_ng.demo import load as work
 from dynamos_ng.device import Device
@@ -434,3 +436,29 @@ def test_the_stack_trace_of_a_sleeper_in_a_clone_is_complete(cloned: Callable[..
         wanted = [f"{name}_v1" if name in pauses else name for name in originals[function]]
         assert f"{function}_v1" in wanted
         assert stack_of(pause, function) == wanted
+
+
+def write_and_poll(end: int) -> None:
+    """Call the clones deep down, then sleep with the same stack in use and their words in what poll() never wrote."""
+    null = os.open("/dev/null", os.O_WRONLY)
+    for _ in range(100):
+        os.write(null, b"x")
+        os.pwrite(null, b"x", 0)
+    waiting = select.poll()
+    waiting.register(end, select.POLLIN)
+    waiting.poll()
+
+
+@pytest.mark.needs("livepatch")
+def test_what_a_finished_call_left_on_a_stack_holds_nothing_up(cloned: Callable[..., None]) -> None:
+    """A sleeper whose stack still has words of a clone, in room that poll() took and did not write, is no user."""
+    cloned("stale", "vfs_write", "ksys_write", "write_null", "rw_verify_area")
+    end, other = os.pipe()
+    with work.forked(*[partial(write_and_poll, end)] * 4) as pids:
+        deadline = time.monotonic() + 60
+        while not all("poll" in Path(f"/proc/{pid}/wchan").read_text() for pid in pids):
+            assert time.monotonic() < deadline, "they do not sleep in poll()"
+            time.sleep(0.1)
+        control.call("unload", name="stale", wait=20.0)
+    os.close(end)
+    os.close(other)
