@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -20,6 +21,12 @@ from pathlib import Path
 BLOCK_MAX = 70_000
 #: length in bytes, then a SHA-256
 REPORT = 8 + 32
+
+
+def named(*names: str) -> str:
+    """Return which of these names a function has in the running kernel: later ones renamed some."""
+    text = Path("/proc/kallsyms").read_text()
+    return next(name for name in names if re.search(rf" [tT] {name}$", text, re.MULTILINE))
 
 
 def fork(run: Callable[[], object]) -> int:

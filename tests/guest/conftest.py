@@ -24,6 +24,7 @@ from dynamos_ng.kprobes import tracefs
 DEMO_UPDATES = Path(__file__).parents[2] / "dynamos_ng" / "demo" / "updates"
 START_SECONDS = 300
 #: What leads to the host.
+named = work.named
 RELAY = Path("/run/lab/output")
 
 
@@ -97,12 +98,6 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def named(*names: str) -> str:
-    """Return which of these names a function has in the running kernel: later ones renamed some."""
-    text = Path("/proc/kallsyms").read_text()
-    return next(name for name in names if re.search(rf" [tT] {name}$", text, re.MULTILINE))
-
-
 def write_update(folder: Path, functions: dict[str, list[int]], source: str = "") -> Path:
     """Write an update's folder: editions by function, and one C source."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,8 +140,10 @@ def cloned(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[..., None]]:
         control.call("activate", name=update)
 
     yield redirect
+    left = {update["name"] for update in control.call("status")["updates"]}
     for name in reversed(names):
-        unload(name)
+        if name in left:
+            unload(name)
 
 
 def unload(name: str) -> None:
