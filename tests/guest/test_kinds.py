@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import entered, named, uses, write_update
 
 from dynamos_ng import control
 from dynamos_ng.demo import load as work
+
+pytestmark = pytest.mark.everywhere
 
 #: What is special about each on a stock 6.1 kernel.
 KINDS = {

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import DEMO_UPDATES, Daemon, named, write_update
 
 from dynamos_ng import bpf, bpfmaps, control, uapi
 from dynamos_ng.demo import load as work
 from dynamos_ng.device import Device
 from dynamos_ng.errors import KernelRefused
+
+pytestmark = pytest.mark.everywhere
 
 CYCLES = 500
 HOT = ("pipe_read", "pipe_write", "vfs_read")

@@ -7,16 +7,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dynamos_ng.lab import mass
+import pytest
 
+from dynamos_ng.lab import mass
+from dynamos_ng.lab.root import DEFAULT, KERNELS
+from dynamos_ng.lab.variants import Variant, variants
+
+USUAL = Variant(DEFAULT, "max")
 ROOT = Path(__file__).parents[2]
 
 
-def test_hundreds_of_functions_at_once(thorough: bool) -> None:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Take the usual kernel, or at full size all, on each processor for which they patch their own code differently."""
+    if "variant" in metafunc.fixturenames:
+        every = variants(KERNELS, processors=True)
+        metafunc.parametrize("variant", every if metafunc.config.option.thorough else [USUAL], ids=str)
+
+
+def test_hundreds_of_functions_at_once(variant: Variant, thorough: bool) -> None:
     """At full size the functions are other ones each time; a run is repeated with the seed that a failure tells."""
-    count, seconds = (1000, 120.0) if thorough else (300, 15.0)
+    count, seconds = (1000, 120.0) if thorough and variant == USUAL else (300, 15.0)
     seed = random.SystemRandom().randrange(1 << 32) if thorough else 1
-    outcome = mass.run(mass.Plan(seed, count, seconds), bisect=False, say=lambda text: print(text, end=""))
+    plan = mass.Plan(seed, count, seconds, kernel=variant.kernel, cpu=variant.cpu)
+    outcome = mass.run(plan, bisect=False, say=lambda text: print(text, end=""))
     assert len(outcome.names) == count
     report = outcome.report
     entered = [name for name in report["hot"] if report["entered"][name]]
