@@ -77,7 +77,7 @@ struct stack_scan {
 		     unsigned long word);
 	void *context;
 	struct task_struct *judged;	/* the last one that had a word in bounds */
-	struct task_struct *acquitted;	/* whose words are all stale */
+	bool acquitted;			/* whose return addresses are stale */
 	u32 tasks;			/* out */
 	u64 words;			/* out */
 };

@@ -20,6 +20,7 @@
 #include <linux/sched/task_stack.h>
 #include <linux/stop_machine.h>
 #include <linux/timekeeping.h>
+#include <linux/uaccess.h>
 #include <asm/unwind.h>
 
 #include "arch/x86.h"
@@ -123,7 +124,27 @@ static bool sleeps_elsewhere(struct stack_scan *scan, struct task_struct *task)
 	}
 	return !unwind_error(&state);
 }
+
+/*
+ * Whether a word can be a return address: a call stands in front of it. A
+ * pointer to a function cannot, and is never taken for stale: the callback that
+ * somebody handed on may be all that is left of him. The compiler aligns
+ * functions, so one behind another's last call is not taken for its return.
+ */
+static bool is_return_address(unsigned long word)
+{
+	u8 code[CALL_SIZE];
+
+	return !IS_ALIGNED(word, FUNCTION_ALIGN) &&
+	       !copy_from_kernel_nofault(code, (void *)(word - CALL_SIZE), CALL_SIZE) &&
+	       (code[0] == CALL_REL32 || code[CALL_SIZE - 2] == CALL_REGISTER);
+}
 #else
+static bool is_return_address(unsigned long word)
+{
+	return false;
+}
+
 static bool sleeps_elsewhere(struct stack_scan *scan, struct task_struct *task)
 {
 	return false;
@@ -136,16 +157,14 @@ static bool scan_word(struct stack_scan *scan, struct task_struct *task,
 		      unsigned long word)
 {
 	scan->words++;
-	if (word < scan->lo || word >= scan->hi || scan->acquitted == task)
+	if (word < scan->lo || word >= scan->hi)
 		return false;
 	if (scan->judged != task) {
 		scan->judged = task;
-		if (sleeps_elsewhere(scan, task)) {
-			scan->acquitted = task;
-			return false;
-		}
+		scan->acquitted = sleeps_elsewhere(scan, task);
 	}
-	return scan->seen(scan, task, word);
+	return !(scan->acquitted && is_return_address(word)) &&
+	       scan->seen(scan, task, word);
 }
 
 static bool scan_words(struct stack_scan *scan, struct task_struct *task,

@@ -10,7 +10,11 @@
 #include <asm/sync_core.h>
 #include <linux/sched/task_stack.h>
 
-#define JMP_REL32 0xe9
+#define JMP_REL32	0xe9
+#define CALL_REL32	0xe8
+#define CALL_REGISTER	0xff		/* and a register's byte */
+#define CALL_SIZE	5
+#define FUNCTION_ALIGN	16
 
 /* Where __switch_to_asm() left the stack of a task that is not on a CPU. */
 static inline unsigned long arch_saved_sp(struct task_struct *task)
