@@ -29,6 +29,7 @@ from dynamos_ng.lab.stress import Load
 from dynamos_ng.model import Function
 from dynamos_ng.rewrite.clone import examine
 
+CPUS = Path("/sys/devices/system/cpu")
 #: A task that stands inside the bytes to be overwritten is waited for this long.
 STOP_SECONDS = 30.0
 DRAIN_SECONDS = 240.0
@@ -63,6 +64,22 @@ class Report:
         REPORT.write_text(json.dumps(asdict(self)))
 
 
+def switch(trace: Path, tracer: str) -> None:
+    """Change the tracer, with all CPUs but the first offline.
+
+    It rewrites every function's entry, and an emulated CPU that runs meanwhile has been seen to meet a breakpoint that
+    is long gone, for ever.
+    """
+    others = sorted(CPUS.glob("cpu[1-9]*/online"))
+    for cpu in others:
+        cpu.write_text("0")
+    try:
+        (trace / "current_tracer").write_text(tracer)
+    finally:
+        for cpu in others:
+            cpu.write_text("1")
+
+
 def busy(seed: int) -> Counter[str]:
     """Return how often the load was seen to call each function that has an ftrace site."""
     found: Counter[str] = Counter()
@@ -70,9 +87,7 @@ def busy(seed: int) -> Counter[str]:
     (trace / "tracing_on").write_text("0")
     (trace / "options/context-info").write_text("0")
     (trace / "buffer_size_kb").write_text(str(BUFFER_KB))
-    # Switched on and off while little runs: it rewrites every function's entry, and an emulated CPU that is kept busy
-    # meanwhile has been seen to meet the same breakpoint for ever.
-    (trace / "current_tracer").write_text("function")
+    switch(trace, "function")
     try:
         with Load(seed) as load:
             for _ in range(LOOKS):
@@ -84,7 +99,7 @@ def busy(seed: int) -> Counter[str]:
                     found.update(line.partition("<-")[0].strip() for line in lines if "<-" in line)
             load.finish()
     finally:
-        (trace / "current_tracer").write_text("nop")
+        switch(trace, "nop")
         (trace / "options/context-info").write_text("1")
         (trace / "tracing_on").write_text("1")
     return found
