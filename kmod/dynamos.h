@@ -2,8 +2,8 @@
 /*
  * What the files of dynamos.ko share.
  *
- * One mutex, redirect_lock (redirect.c), guards the table of functions, their
- * states and the maps. Stops are made with it held; nothing is taken inside it
+ * One mutex, redirect_lock (redirect.c), guards the tables of updates and of
+ * functions, their states and the maps. Stops are made with it held; nothing is taken inside it
  * but what stop_machine() and vmap() take.
  */
 #ifndef _DYNAMOS_H
@@ -35,8 +35,18 @@ void __percpu *use_counter(u32 function, u32 edition);
 void use_reset(u32 function, u32 edition);
 unsigned long use_in_flight(u32 function, u32 edition);
 
+/* update.c: the table of updates. */
+struct update {
+	struct list_head list;
+	const struct dynamos_update *told;	/* lives in its module */
+};
+
+struct update *update_by_name(const char *name);
+
 /* redirect.c: the table of functions and their states. */
 extern struct mutex redirect_lock;
+int redirect_add(const struct dynamos_update *update);
+void redirect_remove(const struct module *owner);
 int redirect_info(struct dynamos_function_info *info);
 void redirect_totals(u32 *functions, u32 *redirected);
 int redirect_activate(const u32 *ids, u32 count, struct dynamos_switch *sw);

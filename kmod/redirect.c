@@ -17,7 +17,6 @@
  */
 #include <linux/module.h>
 #include <linux/rcupdate.h>
-#include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
 
@@ -84,10 +83,15 @@ static void function_connect(u32 id, const struct dynamos_function *function)
 			(void *)(__force unsigned long)use_counter(id, function->editions[i].number);
 }
 
-static void unregister_locked(struct module *owner)
+/**
+ * redirect_remove() - forget the functions of an update whose module goes
+ * @owner: the module
+ */
+void redirect_remove(const struct module *owner)
 {
 	u32 id;
 
+	lockdep_assert_held(&redirect_lock);
 	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++) {
 		if (!redirects[id] || redirects[id]->owner != owner)
 			continue;
@@ -98,25 +102,23 @@ static void unregister_locked(struct module *owner)
 	}
 }
 
-int dynamos_register(struct module *owner,
-		     const struct dynamos_function *functions,
-		     unsigned long count, unsigned long anchor)
+/**
+ * redirect_add() - give each function of an update an id, and connect it
+ * @update: its module is being loaded
+ *
+ * Return: 0, or an errno, and then none of them is in the table.
+ */
+int redirect_add(const struct dynamos_update *update)
 {
 	unsigned long i;
 	u32 id = 0;
 	int err = 0;
 
-	if (anchor != (unsigned long)&init_task)
-		return -ESTALE;
-	if (!count)
-		return -ENOEXEC;
-	mutex_lock(&redirect_lock);
-	if (!maps_ready())
-		err = -ENODATA;
-	for (i = 0; i < count && !err; i++) {
+	lockdep_assert_held(&redirect_lock);
+	for (i = 0; i < update->count; i++) {
 		struct redirect *redirect;
 
-		err = function_check(&functions[i], owner);
+		err = function_check(&update->functions[i], update->owner);
 		if (err)
 			break;
 		while (id < DYNAMOS_FUNCTIONS_MAX && redirects[id])
@@ -130,26 +132,16 @@ int dynamos_register(struct module *owner,
 			err = -ENOMEM;
 			break;
 		}
-		redirect->function = &functions[i];
-		redirect->owner = owner;
+		redirect->function = &update->functions[i];
+		redirect->owner = update->owner;
 		redirects[id] = redirect;
 		function_reset(id, redirect->function);
 		function_connect(id, redirect->function);
 	}
 	if (err)
-		unregister_locked(owner);
-	mutex_unlock(&redirect_lock);
+		redirect_remove(update->owner);
 	return err;
 }
-EXPORT_SYMBOL_GPL(dynamos_register);
-
-void dynamos_unregister(struct module *owner)
-{
-	mutex_lock(&redirect_lock);
-	unregister_locked(owner);
-	mutex_unlock(&redirect_lock);
-}
-EXPORT_SYMBOL_GPL(dynamos_unregister);
 
 /**
  * redirect_info() - describe the first function whose id is at least info->id
@@ -369,16 +361,6 @@ int redirect_deactivate(const u32 *ids, u32 count, struct dynamos_switch *sw)
 	return redirect_switch(ids, count, false, sw);
 }
 
-static struct module *owner_by_name(const char *update)
-{
-	u32 id;
-
-	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++)
-		if (redirects[id] && !strcmp(redirects[id]->owner->name, update))
-			return redirects[id]->owner;
-	return NULL;
-}
-
 /* Neither redirected nor, by its use counters, running. */
 static int counters_clear(const struct module *owner, struct dynamos_culprit *culprit)
 {
@@ -420,13 +402,15 @@ static int counters_clear(const struct module *owner, struct dynamos_culprit *cu
  */
 int redirect_retire(struct dynamos_retire *retire)
 {
+	struct update *update;
 	struct module *owner;
 	u32 id;
 	int err;
 
 	culprit_clear(&retire->culprit);
 	mutex_lock(&redirect_lock);
-	owner = owner_by_name(retire->update);
+	update = update_by_name(retire->update);
+	owner = update ? update->told->owner : NULL;
 	if (!owner || !try_module_get(owner)) {
 		mutex_unlock(&redirect_lock);
 		return -ENOENT;

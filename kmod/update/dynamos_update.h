@@ -38,13 +38,21 @@ extern const struct dynamos_function dynamos_functions[];
 extern const struct dynamos_function dynamos_functions_end[];
 
 /*
- * Both are called from the update's init and exit. The table must live as long
- * as the module; the slots are written here once, so they may be read-only
- * after init. @anchor is the address of init_task that the build assumed.
+ * An update. It must live as long as its module; what is reserved is zero. The
+ * slots of the functions are written once, when it registers, so they may be
+ * read-only after init.
  */
-int dynamos_register(struct module *owner,
-		     const struct dynamos_function *functions,
-		     unsigned long count, unsigned long anchor);
-void dynamos_unregister(struct module *owner);
+struct dynamos_update {
+	unsigned long size;		/* of this structure */
+	struct module *owner;
+	const struct dynamos_function *functions;
+	unsigned long count;		/* of functions */
+	unsigned long anchor;		/* the address of init_task that the build assumed */
+	unsigned long reserved[8];
+};
+
+/* Called from the update's init and exit. */
+int dynamos_register(const struct dynamos_update *update);
+void dynamos_unregister(const struct dynamos_update *update);
 
 #endif /* _DYNAMOS_UPDATE_H */

@@ -7,16 +7,22 @@
 
 #include "dynamos_update.h"
 
+static struct dynamos_update update __ro_after_init = {
+	.size = sizeof(update),
+	.owner = THIS_MODULE,
+	.functions = dynamos_functions,
+	.anchor = DYNAMOS_ANCHOR,
+};
+
 static int __init update_init(void)
 {
-	return dynamos_register(THIS_MODULE, dynamos_functions,
-				dynamos_functions_end - dynamos_functions,
-				DYNAMOS_ANCHOR);
+	update.count = dynamos_functions_end - dynamos_functions;
+	return dynamos_register(&update);
 }
 
 static void __exit update_exit(void)
 {
-	dynamos_unregister(THIS_MODULE);
+	dynamos_unregister(&update);
 }
 
 module_init(update_init);
