@@ -3,34 +3,35 @@
 Each is a test for every kernel that it runs on: on the usual one, on those of ``--kernel``, on all with ``--thorough``;
 see the markers in pyproject.toml. Tests that ask for the same kind of guest share a boot. When a guest dies, or a test
 takes too long, that test fails with the console's end, and the rest go on in a new guest.
+Guests run while the host's own tests do; what they have told by then is reported when its turn comes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from typing import Any
 
 import pytest
 
-from dynamos_ng.errors import DynamosError
 from dynamos_ng.lab import machine, root
-from dynamos_ng.lab.pytest_guest import EVENTS, TEST_SIGN, VARIANT, WANTED, parametrize
+from dynamos_ng.lab.pytest_boot import END, Boot, Kind
+from dynamos_ng.lab.pytest_guest import VARIANT, parametrize
 from dynamos_ng.lab.variants import chosen
 
-#: A test's own limit, unless marked otherwise; and the whole guest's, which only a lost guest reaches.
+#: A test's own limit, unless marked otherwise.
 TEST_SECONDS = 600.0
-GUEST_SECONDS = 4 * 3600.0
-POLL_SECONDS = 0.05
-Kind = tuple[tuple[str, Any], ...]
+#: How much runs at once: guests, each of which seldom keeps its two CPUs busy, and the host's own tests.
+AT_ONCE = min(os.cpu_count() or 1, 4)
+#: The host's own tests that want no root of a guest come first: the roots are made meanwhile.
+FIRST = ("tests/abi/", "tests/house/", "tests/unit/")
 
 
 def in_guest(item: pytest.Item) -> bool:
@@ -81,14 +82,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the guests' tests last, and those of one kind of guest together; drop those that no kernel is left for."""
+    """Put the guests' tests last, and those of one kind of guest together; drop those that no kernel is left for.
+
+    Of the others those come first that want no root of a guest.
+    """
     if nowhere := [item for item in items if in_guest(item) and not _variant(item)]:
         config.hook.pytest_deselected(items=nowhere)
         items[:] = [item for item in items if item not in nowhere]
     kinds: dict[Kind, int] = {}
     for item in filter(in_guest, items):
         kinds.setdefault(kind_of(item), len(kinds))
-    items.sort(key=lambda item: kinds[kind_of(item)] if in_guest(item) else -1)
+    items.sort(
+        key=lambda item: kinds[kind_of(item)] if in_guest(item) else -2 if item.nodeid.startswith(FIRST) else -1
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -122,176 +128,96 @@ class _Crash:
         return f"{self.path}:{self.lineno}: {self.message}"
 
 
-class Boot:
-    """One guest that runs a list of tests, and the events that it has told of so far."""
-
-    def __init__(self, items: list[pytest.Item], kind: Kind, config: pytest.Config) -> None:
-        self.items = items
-        self.finished = 0
-        self.broken = ""
-        self.error = ""
-        self.stop_reason = ""
-        self._folder = tempfile.TemporaryDirectory(prefix="dynamos-tests-")
-        self._out = Path(self._folder.name)
-        self._kind = dict(kind)
-        self._config = config
-        (self._out / WANTED).write_text(
-            json.dumps({VARIANT: _variant(items[0]), "tests": [item.nodeid for item in items]})
-        )
-        (self._out / EVENTS).touch()
-        self._events = (self._out / EVENTS).open()
-        self._part = ""
-        self._given_back: list[dict[str, Any]] = []
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        files = sorted({item.nodeid.split("::")[0] for item in self.items})
-        option = self._config.option
-        argv = [
-            "python3", "-m", "pytest", "-c", "/dynamos/pyproject.toml", "--rootdir=/dynamos", "-p", "no:cacheprovider",
-            f"--tb={option.tbstyle}", *(["--showlocals"] if option.showlocals else []),
-            *["-v"] * option.verbose, *(["-s"] if option.capture == "no" else []),
-            *(["--thorough"] if option.thorough else []),
-            *(f"/dynamos/{file}" for file in files),
-        ]  # fmt: skip
-        show = (lambda text: os.write(1, text.encode())) if option.capture == "no" else None
-        try:
-            result = machine.run(
-                argv,
-                timeout=GUEST_SECONDS,
-                out_dir=self._out,
-                stop=lambda: self.stop_reason,
-                on_output=show,  # type: ignore[arg-type]
-                **self._kind,
-            )
-            if result.status not in (0, 1):
-                tail = "\n".join(result.output.splitlines()[-40:])
-                self.error = f"pytest in the guest ended with status {result.status}:\n{tail}"
-        except DynamosError as error:
-            self.error = str(error)
-        except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
-            raise
-
-    def event(self) -> dict[str, Any] | None:
-        """Wait a moment for the next event; None if there was none yet."""
-        if self._given_back:
-            return self._given_back.pop()
-        alive = self._thread.is_alive()
-        self._part += self._events.readline()
-        if self._part.endswith("\n"):
-            line, self._part = self._part, ""
-            found: dict[str, Any] = json.loads(line)
-            return found
-        if alive:
-            time.sleep(POLL_SECONDS)
-        return None
-
-    def give_back(self, event: dict[str, Any]) -> None:
-        """Let the next call of `event` return this one again."""
-        self._given_back.append(event)
-
-    @property
-    def over(self) -> bool:
-        """Tell whether the guest has ended; events may still be there to be read."""
-        return not self._thread.is_alive()
-
-    def console(self, item: pytest.Item) -> str:
-        """Return what the kernel wrote to its console since a test began."""
-        try:
-            text = (self._out / ".lab" / "console").read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
-        return text.rpartition(f"{TEST_SIGN}{item.nodeid}")[2].strip()
-
-    def wait(self) -> None:
-        """Wait until the guest is off; then `error` is final."""
-        self._thread.join()
-
-    def close(self, reason: str) -> None:
-        """End the guest and drop its folder."""
-        self.stop_reason = self.stop_reason or reason
-        self._thread.join()
-        self._events.close()
-        self._folder.cleanup()
-
-
 class Guests:
-    """Runs the guests' tests: starts guests as they are needed, and turns their events into reports."""
+    """Runs the guests' tests: guests take turns beside the host's own tests, and what they tell becomes reports."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.boot: Boot | None = None
+        self.pool = ThreadPoolExecutor(AT_ONCE, "guests")
+        self.own_tests_over = threading.Event()
+        self.boots: dict[Kind, Boot] = {}
         self.hopeless: dict[Kind, str] = {}
+        self.all_boots: list[Boot] = []
         self.roots: subprocess.Popen[bytes] | None = None
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Make what roots are missing while the host's own tests run.
+        """Start what can be done while the host's own tests run: make missing roots, run guests.
 
-        Why one cannot be made is told when a guest wants it.
+        Why a root cannot be made is told when a guest wants it.
         """
-        kernels = dict.fromkeys(str(dict(kind_of(item))["kernel"]) for item in session.items if in_guest(item))
-        if kernels and not self.config.option.collectonly:
-            self.roots = subprocess.Popen(
-                [sys.executable, "-m", "dynamos_ng.lab.root", *kernels], cwd=machine.CHECKOUT,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+        items = [item for item in session.items if in_guest(item)]
+        if not items or self.config.option.collectonly:
+            return
+        kernels = dict.fromkeys(str(dict(kind_of(item))["kernel"]) for item in items)
+        self.roots = subprocess.Popen(
+            [sys.executable, "-m", "dynamos_ng.lab.root", *kernels], cwd=machine.CHECKOUT,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        if len(items) < len(session.items):
+            self.pool.submit(self.own_tests_over.wait)
+        for kind, group in groupby(items, kind_of):
+            self._boot(kind, list(group))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         """Report a guest's test; others are not ours."""
         if not in_guest(item):
             return None
+        self.own_tests_over.set()
         hook = item.ihook
         hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self._reports(item):
+            setattr(report, VARIANT, _variant(item))
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
     def pytest_sessionfinish(self) -> None:
-        """End the guest that may still run, and what is being made for others."""
-        self._close("the tests are over")
+        """End the guests that may still run, and what is being made for others."""
+        self.own_tests_over.set()
         if self.roots and self.roots.poll() is None:
             os.killpg(self.roots.pid, signal.SIGTERM)
             self.roots.wait()
+        for boot in self.boots.values():
+            boot.close("the tests are over")
+        self.pool.shutdown()
 
-    def _close(self, reason: str) -> None:
-        if self.boot:
-            self.boot.close(reason)
-            self.boot = None
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Tell how the tests ended on each kernel and processor."""
+        counts: dict[str, Counter[str]] = {}
+        for outcome, reports in terminalreporter.stats.items():
+            for report in reports:
+                if outcome and (variant := getattr(report, VARIANT, "")):
+                    counts.setdefault(variant, Counter())[outcome] += 1
+        if not counts:
+            return
+        terminalreporter.write_sep("=", "guests")
+        for line in table(counts, self.all_boots):
+            terminalreporter.write_line(line)
 
-    def _start(self, item: pytest.Item) -> Boot:
-        """Start a guest for a test and all after it of its kind."""
-        if self.roots:
-            self.roots.wait()
+    def _boot(self, kind: Kind, items: Sequence[pytest.Item]) -> Boot:
+        """Let a guest of a kind take its turn with these tests."""
+        tests = {item.nodeid: limit_of(item) for item in items}
+        self.boots[kind] = Boot(tests, _variant(items[0]), kind, self.config.option, self.pool)
+        self.all_boots.append(self.boots[kind])
+        return self.boots[kind]
+
+    def _again(self, item: pytest.Item) -> Boot:
+        """Return a new guest for a test and all after it of its kind."""
         items = item.session.items
         kind = kind_of(item)
         rest = items[items.index(item) :]
-        return Boot([one for one in rest if in_guest(one) and kind_of(one) == kind], kind, self.config)
+        return self._boot(kind, [one for one in rest if in_guest(one) and kind_of(one) == kind])
 
     def _reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
         kind = kind_of(item)
         if kind in self.hopeless:
             yield _failure(item, f"not run, as its guest does not start: {self.hopeless[kind]}")
             return
-        if self.boot and item not in self.boot.items:
-            self._close("its tests are over")
-        if self.boot is None:
-            self.boot = self._start(item)
-        boot = self.boot
+        boot = self.boots.get(kind) or self._again(item)
         phases: list[str] = []
-        started = deadline = 0.0
-        while True:
-            event = boot.event()
-            if event is None:
-                if deadline and time.monotonic() > deadline and not boot.stop_reason:
-                    boot.stop_reason = f"the test did not end within {limit_of(item):g} s"
-                if boot.over and (event := boot.event()) is None:
-                    break
-            if event is None:
-                continue
+        started: float | None = None
+        while (event := boot.event())["event"] != END:
             if event["event"] == "broken":
                 boot.broken += f"{event['text']}\n"
             elif event["nodeid"] != item.nodeid:
@@ -299,31 +225,36 @@ class Guests:
                 yield _failure(item, f"{boot.broken}the guest did not find this test")
                 return
             elif event["event"] == "start":
-                started = time.monotonic()
-                deadline = started + limit_of(item)
+                started = event["at"]
             elif event["event"] == "report":
                 phases.append(event["when"])
-                yield _report(item, event, boot.console(item))
+                yield _report(item, event)
             else:
                 boot.finished += 1
-                if item is boot.items[-1]:
+                if item.nodeid == list(boot.tests)[-1]:
                     # A kernel's last words may come as late as the power-off.
-                    boot.wait()
+                    self._over(kind)
                     if boot.error:
                         yield _failure(item, boot.error, when="teardown")
-                    self._close("")
                 return
-        yield from self._died(item, boot, phases, started)
+        yield from self._died(item, boot, phases, None if started is None else event["at"] - started)
 
-    def _died(self, item: pytest.Item, boot: Boot, phases: list[str], started: float) -> Iterator[pytest.TestReport]:
-        """Report a test whose guest has ended too early."""
+    def _over(self, kind: Kind) -> None:
+        """Wait until a guest that has nothing more to do is off; then its `error` is final."""
+        boot = self.boots.pop(kind)
+        while boot.event()["event"] != END:
+            pass
+
+    def _died(
+        self, item: pytest.Item, boot: Boot, phases: list[str], seconds: float | None
+    ) -> Iterator[pytest.TestReport]:
+        """Report a test whose guest has ended too early, SECONDS after the test had begun, if it had."""
         error = boot.error or "the guest's pytest did not run this test"
         if boot.broken:
             error = f"{boot.broken}{error}"
-        self._close("")
-        if started:
-            when = "teardown" if "call" in phases else "call"
-            yield _failure(item, error, when=when, duration=time.monotonic() - started)
+        del self.boots[kind_of(item)]
+        if seconds is not None:
+            yield _failure(item, error, when="teardown" if "call" in phases else "call", duration=seconds)
         elif boot.finished:
             yield from self._reports(item)
         else:
@@ -331,11 +262,29 @@ class Guests:
             yield _failure(item, error)
 
 
+def table(counts: Mapping[str, Mapping[str, int]], boots: Iterable[Boot]) -> list[str]:
+    """Return lines that tell how many tests ended in which way on each variant, in how many guests and seconds."""
+    guests: dict[str, list[Boot]] = {}
+    for boot in boots:
+        guests.setdefault(boot.variant, []).append(boot)
+    rows = [("kernel", "release", "cpu", "passed", "failed", "other", "guests", "seconds")]
+    for variant, count in counts.items():
+        kernel, _, cpu = variant.partition("+")
+        passed, failed = count.get("passed", 0), count.get("failed", 0) + count.get("error", 0)
+        mine = guests[variant]
+        rows.append((
+            kernel, next((boot.release for boot in mine if boot.release), ""), cpu or "max", str(passed), str(failed),
+            str(sum(count.values()) - passed - failed), str(len(mine)), f"{sum(boot.seconds for boot in mine):.0f}",
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def _failure(item: pytest.Item, text: str, when: Any = "call", duration: float = 0.0) -> pytest.TestReport:
     return pytest.TestReport(item.nodeid, item.location, {item.name: 1}, "failed", Trace(text), when, duration=duration)  # type: ignore[arg-type]
 
 
-def _report(item: pytest.Item, event: dict[str, Any], console: str) -> pytest.TestReport:
+def _report(item: pytest.Item, event: dict[str, Any]) -> pytest.TestReport:
     """Turn a guest's report into one of ours; a failure gets what the kernel said meanwhile."""
     trace: Any = None
     if event["skip"]:
@@ -343,7 +292,7 @@ def _report(item: pytest.Item, event: dict[str, Any], console: str) -> pytest.Te
     elif event["text"]:
         trace = Trace(event["text"], event["crash"])
     sections = [(str(name), str(text)) for name, text in event["sections"]]
-    if event["outcome"] == "failed" and console:
+    if console := event.get("console"):
         sections.append(("Guest's console", console))
     report = pytest.TestReport(
         item.nodeid,
