@@ -293,7 +293,9 @@ class _Clone:
             if not inner and (register := original.ways[target].learns):
                 return [f"\tmov ${instruction.end:#x}, %{register}\t# {instruction.text}"]
             # A subroutine inside runs in the original: its return is none of the clone's.
-            return [f"\tcall {f'{target:#x}' if inner else original.ways[target].operand}"]
+            call = f"\tcall {f'{target:#x}' if inner else original.ways[target].operand}"
+            ends = not inner and original.ways[target].ends
+            return [*(edition.ending() if ends else []), call]
         if inner:
             destination = edition.label(target)
         else:

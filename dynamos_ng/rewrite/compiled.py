@@ -222,7 +222,10 @@ class Compiled:
             return self._leave(instruction, edition, expression, state)
         if kind is Kind.CALL and target is not None and target in self.body.boundaries and target != self.body.address:
             return [f"\tcall {edition.label(target)}"]
-        return self._bytes(instruction, expression)
+        ends = kind is Kind.CALL and any(
+            relocation.symbol.name in writer.ENDS_TASK for relocation in self._at.get(instruction.address, ())
+        )
+        return [*(edition.ending() if ends else []), *self._bytes(instruction, expression)]
 
     def _jump(self, instruction: Instruction, target: str) -> list[str]:
         kind = instruction.kind

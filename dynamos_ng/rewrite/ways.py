@@ -17,12 +17,14 @@ class Way:
     """Where a branch out of the function goes: an operand, and the register of an indirect branch thunk or
     "".
 
-    `learns` is the register in which a call finds its return address, "" for one that does something else.
+    `learns` is the register in which a call finds its return address, "" for one that does something else; `ends`
+    tells that a task which goes there ends.
     """
 
     operand: str
     register: str = ""
     learns: str = ""
+    ends: bool = False
 
 
 def outbound(kernel: Kernel, body: Body, place: Entry, sites: set[int]) -> dict[int, Way]:
@@ -59,7 +61,8 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
     if registers:
         return Way(f"{target:#x}", registers[0])
     if reader.is_noted_call(kernel, instruction):
-        return Way(f"{target:#x}")
+        padding = kernel.containing(target)
+        return Way(f"{target:#x}", ends=padding is not None and _ends(kernel.names(padding.end)))
     if register := _pad(kernel, target):
         return Way(f"{target:#x}", register)
     symbol = kernel.containing(target)
@@ -76,7 +79,11 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
         reason = f"branch to {target:#x} ({where}), not the start of a function"
         raise Refusal(body.name, reason, address=instruction.address, kind="branch into another function")
     learns = kernel.arch.program_counter(kernel.read, target) if instruction.kind is Kind.CALL else ""
-    return Way(f"{target:#x}", learns=learns)
+    return Way(f"{target:#x}", learns=learns, ends=_ends(names))
+
+
+def _ends(names: tuple[str, ...]) -> bool:
+    return not writer.ENDS_TASK.isdisjoint(names)
 
 
 def _pad(kernel: Kernel, target: int) -> str:

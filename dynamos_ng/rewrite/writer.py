@@ -13,6 +13,11 @@ from dataclasses import dataclass, field
 
 from dynamos_ng.arch import Arch, Instruction
 
+#: Kernel functions in which the task ends that calls them.
+ENDS_TASK = frozenset((
+    "do_exit", "do_group_exit", "make_task_dead", "kthread_exit", "kthread_complete_and_exit",
+    "__module_put_and_kthread_exit",
+))  # fmt: skip
 _THUNK_REGISTER = re.compile(r"__x86_indirect\w*_thunk_([re]\w+)$")
 
 
@@ -185,6 +190,15 @@ class Edition:
     def label(self, address: int) -> str:
         """Return the label of the moved instruction that stood at ADDRESS."""
         return f".L{self.name}.{address:x}"
+
+    def ending(self) -> list[str]:
+        """Return what counts the exit in front of a call in which the task ends.
+
+        As behind any count of an exit, a grace period of RCU-tasks covers the instructions that are left; and as long
+        as the task is there, the stack walk finds the return address. Where there is ORC, nothing is pushed.
+        """
+        arch = self.tables.arch
+        return arch.count(self.use, 8, next(iter(arch.free_at_tail), ""), False)
 
     def _count(self, at: str, offset: int, free: Sequence[str], taken: str = "") -> list[str]:
         scratch = next((register for register in free if f"%{register}" not in taken), "")

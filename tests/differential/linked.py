@@ -31,6 +31,10 @@ SHORT = ("loop", "jrcxz", "jecxz", "jcxz")
 COUNTING = re.compile(
     r"(mov\s+\(%rip\),%r1[01]|mov\s+0x[0-9a-f]+,%e..|(inc[lq]|add[lq]|adc[lq]).*%[gf]s:.*|(push|pop)[lqf]*\s*(%\w+)?|lfence)\s*"
 )
+ENDS = (
+    "do_exit", "do_group_exit", "make_task_dead", "kthread_exit", "kthread_complete_and_exit",
+    "__module_put_and_kthread_exit",
+)  # fmt: skip
 NUMBER = re.compile(r"0x[0-9a-f]+")
 SIGNED = re.compile(r"-?0x[0-9a-f]+")
 
@@ -93,6 +97,8 @@ class Linked:
         self.kernel = kernel
         self.arch = kernel.arch
         self.originals = originals
+        #: Where a task ends.
+        self.ends = {one.address for name in ENDS for one in kernel.symbols.find(name)}
         base, option, emulation = PLACES[kernel.arch.name]
         thunk = "__x86_return_thunk" if kernel.return_thunks() else ""
         redirects = [Redirect(original, label=f"f{n}") for n, original in enumerate(originals)]
@@ -241,6 +247,8 @@ class Clone:
 
     def _one(self, old: Line, new: Line) -> int:
         """Compare one instruction; return the address behind its counterpart."""
+        if old.branch and old.branch[0] == "call" and old.branch[1] in self.linked.ends:
+            new = self._counted(new, old)
         after = new.address + len(new.code)
         branch, moved = old.branch, new.branch
         if key := self.keys.get(old.address):
@@ -290,18 +298,22 @@ class Clone:
         self._lead(old, ("jmp", branch[1]), go.branch[1])
         return after
 
-    def _leave(self, stub: int, old: Line) -> int:
-        """Check a stub that counts the exit and does what OLD did; return the address of its last instruction."""
-        line = self.linked.lines[stub]
+    def _counted(self, line: Line, old: Line) -> Line:
+        """Return the line behind those that count the exit."""
         counted = 0
         while COUNTING.fullmatch(line.text):
             counted += "s:0x8(" in line.text
             line = self.linked.lines[line.address + len(line.code)]
+        if not counted:
+            raise self.fail(old, line, "leaves uncounted")
+        return line
+
+    def _leave(self, stub: int, old: Line) -> int:
+        """Check a stub that counts the exit and does what OLD did; return the address of its last instruction."""
+        line = self._counted(self.linked.lines[stub], old)
         thunks = self.linked.kernel.return_thunks()
         branch = old.branch
         returns = RETURN.fullmatch(old.text) or (branch is not None and branch[1] in thunks)
-        if not counted:
-            raise self.fail(old, line, "leaves uncounted")
         if returns:
             if not RETURN.fullmatch(line.text) and not (line.branch and line.branch[1] in thunks):
                 raise self.fail(old, line, "returns otherwise")

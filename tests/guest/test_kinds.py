@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -78,6 +79,20 @@ def test_a_function_that_never_returns(loaded: Callable[[Path], Any], tmp_path: 
     assert calls >= 10
     assert returns == 0
     control.call("unload", name="exits", wait=60.0)
+    assert control.call("status")["updates"] == []
+
+
+def test_a_function_in_some_of_whose_calls_the_task_ends(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
+    """get_signal returns for a signal that is handled, and for one that kills it calls do_group_exit."""
+    loaded(write_update(tmp_path / "signals", {"get_signal": []}))
+    control.call("activate", name="signals")
+    for _ in range(10):
+        with work.forked(signal.pause) as pids:
+            time.sleep(0.05)
+            os.kill(pids[0], signal.SIGTERM)
+            os.waitpid(pids[0], 0)
+    assert entered("get_signal") >= 10
+    control.call("unload", name="signals", wait=60.0)
     assert control.call("status")["updates"] == []
 
 

@@ -105,6 +105,17 @@ def test_calls_and_tail_jumps_go_to_absolute_addresses() -> None:
     assert image(unit)[5:7] == b"\xeb\x00", "the jump goes to a stub that counts the exit"
 
 
+def test_a_call_in_which_the_task_ends_is_counted_as_an_exit() -> None:
+    # 5: test edi,edi; 7: je 14; 9: call NAME; 14: ret
+    code = NOP5 + "85ff 7405 e8 f20f0000 c3"
+    counts = bytes.fromhex("4c8b1d 00000000 6549ff43 08")
+    ends = image(update(code, symbols={"kthread_exit": TEXT + 0x1000}))
+    assert ends[4:16] == counts
+    assert ends[16] == 0xE8
+    assert ends.count(counts[-5:]) == 2, "there, and in the exit stub"
+    assert image(update(code, symbols={"another": TEXT + 0x1000})).count(counts[-5:]) == 1
+
+
 def test_a_conditional_tail_call_goes_through_a_stub() -> None:
     unit = update(NOP5 + "85ff 0f85 f30f0000 31c0 c3", symbols={"g": TEXT + 0x1000})
     code = image(unit)

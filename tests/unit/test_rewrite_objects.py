@@ -74,6 +74,13 @@ def test_returns_and_tail_calls_are_counted() -> None:
     assert moved.count(bytes.fromhex("6549ff43 08")) == 2, "an exit stub and a tail stub"
 
 
+def test_a_call_in_which_the_task_ends_is_counted_as_an_exit() -> None:
+    unit = built(HEAD + "\ttest %edi, %edi\n\tje .Lback\n\tcall do_exit\n.Lback:\tret\n" + TAIL)
+    moved = code(unit)
+    assert moved[4:].startswith(bytes.fromhex("4c8b1d 00000000 6549ff43 08 e8"))
+    assert moved.count(bytes.fromhex("6549ff43 08")) == 2, "there, and in the exit stub"
+
+
 def test_the_old_place_leads_to_the_edition_and_keeps_its_size() -> None:
     body = "\txor %eax, %eax\n\txor %edx, %edx\n\tret\n"
     after = "\t.type g, @function\ng:\tnop\n\tcall f_v2\n\tret\n\t.size g, . - g\n"
