@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dynamos_ng import uapi
 from dynamos_ng.closing import Closing
 from dynamos_ng.errors import Busy, DynamosError, KernelRefused, MissingTool
-from dynamos_ng.model import Edition, Function, FunctionState, Holder, StackWalk, Switch
+from dynamos_ng.model import Edition, Function, FunctionState, Holder, StackWalk, Switch, Update, Variable
 
 PATH = "/dev/dynamos"
 
@@ -38,11 +38,13 @@ MEANINGS = {
     errno.ENOSPC: f"all {uapi.FUNCTIONS_MAX} function ids are taken: unload an update first",
     errno.ENOENT: "no such update or function",
     errno.EALREADY: "already in the state that was asked for",
-    errno.EEXIST: "another update redirects this function: deactivate that one first",
+    errno.EEXIST: "another update redirects this function, or writes this variable: deactivate that one first",
     errno.ENODEV: "the update is being unloaded",
     errno.EILSEQ: "the bytes at the trampoline's place are not the expected ones: "
     "a kprobe or another patch is there; remove it, then try again",
-    errno.EAGAIN: "a task is inside the bytes to be overwritten: try again",
+    errno.EAGAIN: "a task is inside what is to be switched: try again",
+    errno.EUNATCH: "its update has hooks or variables, and is not active: activate the update",
+    errno.ECANCELED: "a hook of the update refused",
     errno.EBUSY: "it is still redirected: deactivate it first",
     errno.EINPROGRESS: "calls are still in progress inside it",
     errno.ETXTBSY: "a task's stack still points into it",
@@ -153,21 +155,46 @@ class Device(Closing):
             found.append(_function(raw))
             raw = uapi.FunctionInfo(id=raw.id + 1)
 
-    def activate(self, functions: Sequence[Function]) -> Switch:
-        """Write the trampolines of a group in one stop, all or none."""
-        return self._switch(uapi.IOC_ACTIVATE, "activate", functions)
+    def updates(self) -> tuple[Update, ...]:
+        """Return every loaded update, without its functions."""
+        found: list[Update] = []
+        raw = uapi.UpdateInfo()
+        while True:
+            code = self._ioctl(uapi.IOC_UPDATE, raw)
+            if code == errno.ENOENT:
+                return tuple(found)
+            if code:
+                raise KernelRefused(f"updates: {meaning(code)}", code)
+            module = raw.name.decode()
+            variables = tuple(self._variable(raw.id, index) for index in range(raw.variables))
+            found.append(
+                Update(module, module, (), (), raw.id, FunctionState(raw.state), variables, raw.shadows)
+            )
+            raw = uapi.UpdateInfo(id=raw.id + 1)
 
-    def deactivate(self, functions: Sequence[Function]) -> Switch:
-        """Take the trampolines of a group back in one stop, all or none."""
-        return self._switch(uapi.IOC_DEACTIVATE, "deactivate", functions)
+    def _variable(self, update: int, index: int) -> Variable:
+        raw = uapi.VariableInfo(update=update, index=index)
+        if code := self._ioctl(uapi.IOC_VARIABLE, raw):
+            raise KernelRefused(f"variables: {meaning(code)}", code)
+        value, old, now = (bytes(data[: raw.bytes]) for data in (raw.value, raw.old, raw.now))
+        return Variable(raw.name.decode(), raw.address, value, old, now)
 
-    def _switch(self, number: int, verb: str, functions: Sequence[Function]) -> Switch:
+    def activate(self, functions: Sequence[Function], update: int = 0) -> Switch:
+        """Write the trampolines of a group in one stop, all or none; with an UPDATE's id, its hooks run and its
+        variables are written too."""
+        return self._switch(uapi.IOC_ACTIVATE, "activate", functions, update)
+
+    def deactivate(self, functions: Sequence[Function], update: int = 0) -> Switch:
+        """Take the trampolines of a group back in one stop, all or none, and what else the UPDATE brought."""
+        return self._switch(uapi.IOC_DEACTIVATE, "deactivate", functions, update)
+
+    def _switch(self, number: int, verb: str, functions: Sequence[Function], update: int) -> Switch:
         ids = (ctypes.c_uint32 * len(functions))(*(function.id for function in functions))
-        raw = uapi.Switch(count=len(functions), ids=ctypes.addressof(ids))
+        raw = uapi.Switch(count=len(functions), ids=ctypes.addressof(ids), update=update)
         if code := self._ioctl(number, raw):
             names = {function.id: function.name for function in functions}
-            raise _switch_error(verb, names, raw.culprit, code)
-        return Switch(raw.stop_ns, raw.tasks)
+            raise _switch_error(verb, names, raw, code)
+        return Switch(raw.stop_ns, raw.tasks, raw.left)
 
     def stacks(self, ranges: Sequence[tuple[int, int]], max_holders: int = 4096) -> StackWalk:
         """Return the tasks whose stacks hold an address inside one of the ranges [start, end).
@@ -231,14 +258,19 @@ def _function(raw: uapi.FunctionInfo) -> Function:
     )
 
 
-def _switch_error(verb: str, names: dict[int, str], culprit: uapi.Culprit, number: int) -> DynamosError:
+def _switch_error(verb: str, names: dict[int, str], raw: uapi.Switch, number: int) -> DynamosError:
+    culprit = raw.culprit
     name = names.get(culprit.function, "")
     message = f"{verb}{' ' + name if name else ''}: {meaning(number)}"
+    address = 0 if name else culprit.address
     if number == errno.EALREADY:
-        message = f"{verb} {name}: it is {'already' if verb == 'activate' else 'not'} redirected"
+        what = "redirected" if name else "active"
+        message = f"{verb}{' ' + name if name else ''}: it is {'already' if verb == 'activate' else 'not'} {what}"
     if number == errno.EILSEQ:
-        message += f" (found {bytes(culprit.found[:5]).hex(' ')} at {culprit.address:#x})"
-    if number == errno.EAGAIN:
+        message += f" (found {bytes(culprit.found[: 5 if name else 8]).hex(' ')} at {culprit.address:#x})"
+    if number == errno.EAGAIN and culprit.pid:
         comm = culprit.comm.decode(errors="replace")
         message += f" (thread {culprit.pid} ({comm}) at {culprit.address:#x})"
-    return KernelRefused(message, number)
+    elif raw.hook_error:
+        message = f"{verb}: {MEANINGS[errno.ECANCELED]}: {os.strerror(-raw.hook_error)}"
+    return KernelRefused(message, number, address)

@@ -54,12 +54,14 @@ class Refusal(DynamosError):
 class KernelRefused(DynamosError):
     """dynamos.ko turned a request down; nothing was changed.
 
-    ``errno`` is the number that the module gave (its meanings: kmod/uapi/dynamos.h).
+    ``errno`` is the number that the module gave (its meanings: kmod/uapi/dynamos.h), ``address`` is where a hook or a
+    variable of the update stood in the way.
     """
 
-    def __init__(self, message: str, errno: int = 0) -> None:
+    def __init__(self, message: str, errno: int = 0, address: int = 0) -> None:
         super().__init__(message)
         self.errno = errno
+        self.address = address
 
 
 class Busy(DynamosError):

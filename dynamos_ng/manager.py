@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from dynamos_ng import bpfmaps, host, modules, neighbours, probes, uapi
+from dynamos_ng import bpfmaps, holders, host, modules, neighbours, probes, uapi
 from dynamos_ng.build import dynamos_ko
 from dynamos_ng.build.description import module_name, update_name
 from dynamos_ng.device import Device
@@ -30,7 +30,6 @@ from dynamos_ng.model import (
     Function,
     FunctionState,
     FunctionStatus,
-    Holder,
     Policy,
     Quiescence,
     Snapshot,
@@ -84,7 +83,10 @@ class Manager:
         by_module: dict[str, list[Function]] = {}
         for function in self.functions():
             by_module.setdefault(function.update, []).append(function)
-        return tuple(Update(update_name(m), m, tuple(f)) for m, f in by_module.items())
+        return tuple(
+            replace(update, name=update_name(update.module), functions=tuple(by_module.get(update.module, ())))
+            for update in self._device.updates()
+        )
 
     def update(self, name: str) -> Update:
         """Return a loaded update by its name, its module's name or its file's name."""
@@ -128,6 +130,8 @@ class Manager:
                         )
                         for function in update.functions
                     ),
+                    update.variables,
+                    update.shadows,
                 )
                 for update in self.updates()
             ),
@@ -152,16 +156,32 @@ class Manager:
         named = [symbol.address for symbol in self._symbols().find(function.name)]
         return tuple(patch for patch, position in found if named[position - 1 : position] == [function.address])
 
-    def _switch(self, attempt: Callable[[], Switch], functions: Iterable[Function]) -> Switch:
-        """Make a stop; where foreign bytes stand in the way, say whose they are, if that is known."""
+    def _switch(self, attempt: Callable[[], Switch], update: Update, functions: Iterable[Function]) -> Switch:
+        """Make a stop; say whose hook or bytes stood in the way, if that is known."""
         try:
             return _insist(attempt)
         except KernelRefused as error:
+            if error.address:
+                variables = {variable.address: variable.name for variable in update.variables}
+                where = variables.get(error.address) or self._symbols().label(error.address)
+                raise KernelRefused(f"{error}: {where}", error.errno, error.address) from None
             if error.errno != errno.EILSEQ:
                 raise
             probes = neighbours.kprobes()
             found = [p for f in functions for p in neighbours.within(probes, f.site, f.site + len(f.trampoline))]
             raise KernelRefused("\n  ".join([str(error), *map(str, found)]), error.errno) from None
+
+    def _give_back(self, update: Update) -> Switch:
+        """Take back, in one stop, all that an update has in force."""
+        active = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
+        whole = update.id if update.own is FunctionState.REDIRECTED else 0
+        return self._switch(lambda: self._device.deactivate(active, whole), update, active)
+
+    def _put_back(self, update: Update) -> None:
+        """Undo `_give_back`."""
+        active = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
+        whole = update.id if update.own is FunctionState.REDIRECTED else 0
+        self._switch(lambda: self._device.activate(active, whole), update, active)
 
     def walk(self, functions: Iterable[Function], *, originals: bool = False) -> StackWalk:
         """Walk all stacks for addresses inside the functions' editions; edition 0 is the original's own image."""
@@ -174,10 +194,12 @@ class Manager:
             for edition in sorted(function.editions, key=lambda edition: edition.start):
                 ranges.append((low, edition.end, function.name, edition.number))
                 low = edition.end
+        if not ranges:
+            return StackWalk((), 0, 0, 0, 0)
         ranges = sorted(set(ranges))
         walk = self._device.stacks([(start, end) for start, end, _, _ in ranges])
         symbols = self._symbols() if walk.holders else None
-        return replace(walk, holders=tuple(_placed(holder, ranges, symbols) for holder in walk.holders))
+        return replace(walk, holders=tuple(holders.placed(holder, ranges, symbols) for holder in walk.holders))
 
     def _symbols(self) -> Symbols:
         """Return the kernel's symbols, read anew when modules have come or gone."""
@@ -252,6 +274,8 @@ class Manager:
         """
         with self._lock:
             update = self.update(name)
+            if classes is not None and not update.functions:
+                raise UsageError(f"activate {update.name}: it has no functions, and nothing else knows classes")
             rows: dict[int, bytes] = {}
             for function in update.functions:
                 chosen = function.newest if edition is None else edition
@@ -269,12 +293,14 @@ class Manager:
             for number, row in rows.items():
                 self._maps.set_row(number, row)
             try:
-                switch = self._switch(lambda: self._device.activate(update.functions), update.functions)
+                switch = self._switch(
+                    lambda: self._device.activate(update.functions, update.id), update, update.functions
+                )
             except DynamosError:
                 for number, row in old.items():
                     self._maps.set_row(number, row)
                 raise
-            return self._changed("activate", update, before, switch.stop_ns)
+            return self._changed("activate", update, before, switch)
 
     def deactivate(self, name: str) -> Change:
         """Give all functions of an update back to their originals in one stop.
@@ -284,13 +310,16 @@ class Manager:
         with self._lock:
             update = self.update(name)
             before = tuple(self._measure(function) for function in update.functions)
-            switch = self._switch(lambda: self._device.deactivate(update.functions), update.functions)
-            return self._changed("deactivate", update, before, switch.stop_ns)
+            whole = update.id if update.own is FunctionState.REDIRECTED else 0
+            switch = self._switch(
+                lambda: self._device.deactivate(update.functions, whole), update, update.functions
+            )
+            return self._changed("deactivate", update, before, switch)
 
-    def _changed(self, verb: str, update: Update, before: tuple[Quiescence, ...], stop_ns: int) -> Change:
+    def _changed(self, verb: str, update: Update, before: tuple[Quiescence, ...], switch: Switch) -> Change:
         update = self.update(update.name)
         after = tuple(self._measure(function) for function in update.functions)
-        return Change(verb, update.name, update.state, before, after, stop_ns)
+        return Change(verb, update.name, update.state, before, after, switch.stop_ns, _left(update, switch))
 
     def unload(self, name: str, *, wait: float | None = REMOVAL_SECONDS) -> Change:
         """Deactivate an update, wait until nothing can be running it, and free its code.
@@ -301,10 +330,9 @@ class Manager:
         with self._lock:
             update = self.update(name)
             before = tuple(self._measure(function) for function in update.functions)
-            active = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
-            stop_ns = 0
-            if active:
-                stop_ns = self._switch(lambda: self._device.deactivate(active), active).stop_ns
+            active = update.state is FunctionState.REDIRECTED
+            switch = self._give_back(update) if active else Switch(0, 0)
+            notes = _left(self.update(name), switch)
         deadline = None if wait is None else time.monotonic() + wait
         while True:
             try:
@@ -315,8 +343,8 @@ class Manager:
                     with self._lock:
                         walk = self.walk(update.functions)
                         if active:
-                            self._switch(lambda: self._device.activate(active), active)
-                    raise Busy(_held(update, walk, wait or 0.0, bool(active))) from None
+                            self._put_back(update)
+                    raise Busy(holders.held(update, walk, wait or 0.0, active)) from None
                 time.sleep(0.1)
         with self._lock:
             after = tuple(self._measure(function) for function in self.update(name).functions)
@@ -324,7 +352,7 @@ class Manager:
             for function in update.functions:
                 self._unwatched.pop(function.name, None)
             modules.unload(update.module)
-            return Change("unload", update.name, FunctionState.LOADED, before, after, stop_ns)
+            return Change("unload", update.name, FunctionState.LOADED, before, after, switch.stop_ns, notes)
 
     # Policy
 
@@ -397,28 +425,13 @@ def _insist(attempt: Callable[[], T]) -> T:
     return attempt()
 
 
-def _placed(holder: Holder, ranges: Sequence[tuple[int, int, str, int]], symbols: Symbols | None) -> Holder:
-    """Say in which edition of which function a holder is, and name its frames."""
-    stack = tuple(symbols.label(frame) for frame in holder.frames) if symbols else ()
-    for start, end, name, edition in ranges:
-        if start <= holder.address < end:
-            return replace(holder, function=name, edition=edition, stack=stack)
-    return replace(holder, stack=stack)
-
-
-def _held(update: Update, walk: StackWalk, wait: float, active: bool) -> str:
-    """Say who is in the way of a removal, and what is true now."""
-    lines = [
-        f"unload {update.name}: still in use after {wait:g} s; "
-        + ("it stays active" if active else "it stays loaded")
-        + "; wait longer with --wait"
-    ]
-    for holder in walk.holders:
-        lines.append(
-            f"  TID {holder.pid} ({holder.comm}, PID {holder.tgid}) sleeps in "
-            f"{holder.function} v{holder.edition} at {holder.address:#x}"
-        )
-        lines += [f"    {frame}" for frame in holder.stack]
-    if not walk.holders:
-        lines.append("  no stack shows it any more: a call ended just now; try again")
-    return "\n".join(lines)
+def _left(update: Update, switch: Switch) -> tuple[str, ...]:
+    """Say which variables were not put back: they hold neither what the update wrote nor what it had found."""
+    if not switch.left:
+        return ()
+    changed = [variable for variable in update.variables if variable.now != variable.old]
+    return tuple(
+        f"{variable.name} was not put back to {int.from_bytes(variable.old, 'little')}: somebody else has made it "
+        f"{int.from_bytes(variable.now, 'little')}"
+        for variable in changed
+    )

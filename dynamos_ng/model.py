@@ -24,6 +24,7 @@ __all__ = [
     "Switch",
     "Update",
     "UpdateStatus",
+    "Variable",
 ]
 
 
@@ -135,26 +136,49 @@ class StackWalk:
 
 @dataclass(frozen=True)
 class Switch:
-    """What a group's change cost: the work in the stop in nanoseconds, and the stacks it read."""
+    """What a group's change cost: the work in the stop in nanoseconds, and the stacks it read.
+
+    `left` variables were not put back, for somebody else had written them.
+    """
 
     stop_ns: int
     tasks: int
+    left: int = 0
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable that an update writes: its bytes as the update has them, as it found them, and as they are now."""
+
+    name: str
+    address: int
+    value: bytes
+    old: bytes
+    now: bytes
 
 
 @dataclass(frozen=True)
 class Update:
-    """A loaded update and its functions; `unwatched` pairs those that probes cannot count with the reason."""
+    """A loaded update and its functions; `unwatched` pairs those that probes cannot count with the reason.
+
+    `own` is the state of what is the update's and no function's: hooks, variables, shadow data.
+    """
 
     name: str
     module: str
     functions: tuple[Function, ...]
     unwatched: tuple[tuple[str, str], ...] = ()
+    id: int = 0
+    own: FunctionState = FunctionState.LOADED
+    variables: tuple[Variable, ...] = ()
+    shadows: int = 0
 
     @property
     def state(self) -> FunctionState:
-        """Return the state of the function that is furthest from idle."""
+        """Return the state of the update's part that is furthest from idle."""
+        states = {self.own, *(function.state for function in self.functions)}
         for state in (FunctionState.REDIRECTED, FunctionState.DRAINING):
-            if any(function.state is state for function in self.functions):
+            if state in states:
                 return state
         return FunctionState.LOADED
 
@@ -182,7 +206,10 @@ class Quiescence:
 
 @dataclass(frozen=True)
 class Change:
-    """What a change did: measured before and after it; the time in its stop is in nanoseconds."""
+    """What a change did: measured before and after it; the time in its stop is in nanoseconds.
+
+    `notes` say what did not go as the user may have thought.
+    """
 
     verb: str
     update: str
@@ -190,6 +217,7 @@ class Change:
     before: tuple[Quiescence, ...]
     after: tuple[Quiescence, ...]
     stop_ns: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,11 +236,13 @@ class FunctionStatus:
 
 @dataclass(frozen=True)
 class UpdateStatus:
-    """An update and its functions, as a table shows them."""
+    """An update, its functions and variables, and how many objects have a shadow, as a table shows them."""
 
     name: str
     state: FunctionState
     functions: tuple[FunctionStatus, ...]
+    variables: tuple[Variable, ...] = ()
+    shadows: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI = 3
+ABI = 4
 FUNCTIONS_MAX = 1024
 EDITIONS_MAX = 16
 CLASSES = 256
@@ -23,6 +23,8 @@ REDIRECTED = 1
 DRAINING = 2
 
 NEVER_RETURNS = 1
+QUIESCENT = 1
+EXPECTS = 1
 
 
 class Info(c.Structure):
@@ -87,6 +89,37 @@ class FunctionInfo(c.Structure):
     ]
 
 
+class UpdateInfo(c.Structure):
+    """struct dynamos_update_info"""
+
+    _fields_ = [
+        ("size", c.c_uint32),
+        ("id", c.c_uint32),
+        ("state", c.c_uint32),
+        ("functions", c.c_uint32),
+        ("variables", c.c_uint32),
+        ("reserved", c.c_uint32),
+        ("shadows", c.c_uint64),
+        ("name", c.c_char * UPDATE_MAX),
+    ]
+
+
+class VariableInfo(c.Structure):
+    """struct dynamos_variable_info"""
+
+    _fields_ = [
+        ("size", c.c_uint32),
+        ("update", c.c_uint32),
+        ("index", c.c_uint32),
+        ("bytes", c.c_uint32),
+        ("address", c.c_uint64),
+        ("value", c.c_uint8 * 8),
+        ("old", c.c_uint8 * 8),
+        ("now", c.c_uint8 * 8),
+        ("name", c.c_char * NAME_MAX),
+    ]
+
+
 class Culprit(c.Structure):
     """struct dynamos_culprit"""
 
@@ -108,7 +141,9 @@ class Switch(c.Structure):
         ("ids", c.c_uint64),
         ("stop_ns", c.c_uint64),
         ("tasks", c.c_uint32),
-        ("reserved", c.c_uint32),
+        ("update", c.c_uint32),
+        ("hook_error", c.c_int32),
+        ("left", c.c_uint32),
         ("culprit", Culprit),
     ]
 
@@ -177,3 +212,5 @@ IOC_ACTIVATE = _ioc(_READ | _WRITE, 3, Switch)
 IOC_DEACTIVATE = _ioc(_READ | _WRITE, 4, Switch)
 IOC_STACKS = _ioc(_READ | _WRITE, 5, Stacks)
 IOC_RETIRE = _ioc(_READ | _WRITE, 6, Retire)
+IOC_UPDATE = _ioc(_READ | _WRITE, 9, UpdateInfo)
+IOC_VARIABLE = _ioc(_READ | _WRITE, 10, VariableInfo)

@@ -88,6 +88,32 @@ static int ioctl_function(void __user *arg)
 	return err;
 }
 
+static int ioctl_update(void __user *arg)
+{
+	struct dynamos_update_info info;
+	int err = copy_in(&info, arg, sizeof(info));
+
+	if (err)
+		return err;
+	mutex_lock(&redirect_lock);
+	err = update_info(&info);
+	mutex_unlock(&redirect_lock);
+	return err ?: copy_out(arg, &info, sizeof(info), 0);
+}
+
+static int ioctl_variable(void __user *arg)
+{
+	struct dynamos_variable_info info;
+	int err = copy_in(&info, arg, sizeof(info));
+
+	if (err)
+		return err;
+	mutex_lock(&redirect_lock);
+	err = update_variable(&info);
+	mutex_unlock(&redirect_lock);
+	return err ?: copy_out(arg, &info, sizeof(info), 0);
+}
+
 static int ioctl_switch(void __user *arg, bool activate)
 {
 	struct dynamos_switch sw;
@@ -96,10 +122,12 @@ static int ioctl_switch(void __user *arg, bool activate)
 
 	if (err)
 		return err;
-	if (!sw.count || sw.reserved)
+	if (!sw.count && !sw.update)
 		return -EINVAL;
 	if (sw.count > DYNAMOS_FUNCTIONS_MAX)
 		return -E2BIG;
+	sw.hook_error = 0;
+	sw.left = 0;
 	ids = memdup_user(u64_to_user_ptr(sw.ids), sw.count * sizeof(*ids));
 	if (IS_ERR(ids))
 		return PTR_ERR(ids);
@@ -201,6 +229,10 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 		return ioctl_stacks(user);
 	case DYNAMOS_IOC_RETIRE:
 		return ioctl_retire(user);
+	case DYNAMOS_IOC_UPDATE:
+		return ioctl_update(user);
+	case DYNAMOS_IOC_VARIABLE:
+		return ioctl_variable(user);
 	default:
 		return -ENOTTY;
 	}

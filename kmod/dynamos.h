@@ -39,9 +39,51 @@ unsigned long use_in_flight(u32 function, u32 edition);
 struct update {
 	struct list_head list;
 	const struct dynamos_update *told;	/* lives in its module */
+	u32 id;
+	u32 state;
+	struct variable *variables;		/* owned, as many as it told of */
+	struct dynamos_shadows *shadows;	/* owned: all tables, newest first */
+	struct dynamos_shadows *fresh;		/* of an activation under way */
 };
 
 struct update *update_by_name(const char *name);
+struct update *update_by_id(u32 id);
+bool update_allows(const struct module *owner, const struct update *named);
+int update_begin(struct update *update, bool activate, struct dynamos_switch *sw);
+int update_ready(struct update *update, bool activate, struct dynamos_switch *sw);
+void update_write(struct update *update, bool activate, struct dynamos_switch *sw);
+void update_end(struct update *update, bool activate, int err);
+void update_retired(struct update *update);
+int update_info(struct dynamos_update_info *info);
+int update_variable(struct dynamos_variable_info *info);
+
+/* variable.c: an update's variables, mapped writable around a stop. */
+struct variable {
+	const struct dynamos_variable *told;
+	void *mapping;			/* owned: from variables_map() to _unmap() */
+	u8 *alias;
+	u8 old[8];
+};
+
+int variable_check(const struct dynamos_variable *told);
+bool variable_overlaps(const struct dynamos_variable *a,
+		       const struct dynamos_variable *b);
+int variables_map(struct variable *variables, unsigned long count);
+void variables_unmap(struct variable *variables, unsigned long count);
+int variables_expected(const struct variable *variables, unsigned long count,
+		       struct dynamos_culprit *culprit);
+void variables_write(struct variable *variables, unsigned long count);
+u32 variables_restore(struct variable *variables, unsigned long count);
+void variable_info(const struct variable *variable, struct dynamos_variable_info *info);
+
+/* quiet.c */
+int update_quiet(const struct dynamos_update *told, bool activate,
+		 struct dynamos_culprit *culprit);
+
+/* shadow.c: fields of an update's own beside objects of the kernel. */
+struct dynamos_shadows *shadows_new(struct dynamos_shadows *older);
+unsigned long shadows_count(const struct dynamos_shadows *shadows);
+void shadows_free(struct dynamos_shadows *shadows, const struct dynamos_shadows *last);
 
 /* redirect.c: the table of functions and their states. */
 extern struct mutex redirect_lock;
@@ -69,8 +111,8 @@ struct text_patch {
 int text_map(struct text_patch *patch);
 void text_unmap(struct text_patch *patch);
 int text_jump(u8 code[TRAMPOLINE_SIZE], unsigned long from, unsigned long to);
-int text_write_all(struct text_patch *patches, u32 count, bool check_stacks,
-		   struct dynamos_switch *sw);
+int text_write_all(struct text_patch *patches, u32 count, bool activate,
+		   struct update *update, struct dynamos_switch *sw);
 
 /*
  * stack.c: reads every task's stack while all CPUs are parked.
@@ -96,6 +138,7 @@ int stack_stop(int (*work)(void *context), void *context, u64 *stop_ns);
 void stack_scan(struct stack_scan *scan);
 int stack_holders(const struct dynamos_range *ranges, u32 nr_ranges,
 		  struct dynamos_holder *holders, struct dynamos_stacks *stacks);
+void stack_bound_module(const struct module *module, struct stack_scan *scan);
 int stack_module_clear(struct module *module, struct dynamos_retire *retire);
 
 /* unexported.c: the one place that reaches for what the kernel does not export. */

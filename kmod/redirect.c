@@ -221,7 +221,8 @@ static int patch_compare(const void *a, const void *b)
  * and the culprit names the function.
  */
 static int patches_prepare(struct text_patch *patches, const u32 *ids, u32 count,
-			   bool activate, struct dynamos_culprit *culprit)
+			   bool activate, const struct update *update,
+			   struct dynamos_culprit *culprit)
 {
 	u32 i, mapped = 0;
 	int err = 0;
@@ -243,6 +244,10 @@ static int patches_prepare(struct text_patch *patches, const u32 *ids, u32 count
 		}
 		if (activate && redirected_elsewhere(redirect)) {
 			err = -EEXIST;
+			break;
+		}
+		if (activate && !update_allows(redirect->owner, update)) {
+			err = -EUNATCH;
 			break;
 		}
 		patch->function = ids[i];
@@ -304,16 +309,22 @@ static int modules_get(const u32 *ids, u32 count, struct dynamos_culprit *culpri
 static int redirect_switch(const u32 *ids, u32 count, bool activate,
 			   struct dynamos_switch *sw)
 {
+	struct update *update = NULL;
 	struct text_patch *patches;
 	u32 i;
 	int err;
 
 	lockdep_assert_held(&redirect_lock);
 	culprit_clear(&sw->culprit);
+	if (sw->update) {
+		update = update_by_id(sw->update);
+		if (!update)
+			return -ENOENT;
+	}
 	patches = kvcalloc(count, sizeof(*patches), GFP_KERNEL);
 	if (!patches)
 		return -ENOMEM;
-	err = patches_prepare(patches, ids, count, activate, &sw->culprit);
+	err = patches_prepare(patches, ids, count, activate, update, &sw->culprit);
 	if (err)
 		goto out_free;
 	if (activate) {
@@ -321,8 +332,11 @@ static int redirect_switch(const u32 *ids, u32 count, bool activate,
 		if (err)
 			goto out_unmap;
 	}
-	/* A trampoline is one instruction: no task can be inside it. */
-	err = text_write_all(patches, count, activate, sw);
+	err = update_begin(update, activate, sw);
+	if (!err) {
+		err = text_write_all(patches, count, activate, update, sw);
+		update_end(update, activate, err);
+	}
 	if (err && activate)
 		modules_put(ids, count);
 	for (i = 0; i < count && !err; i++)
@@ -339,8 +353,8 @@ out_free:
 /**
  * redirect_activate() - write the trampolines of a group, all or none
  * @ids: the functions
- * @count: at least 1
- * @sw: time, tasks and culprit come back here
+ * @count: at least 1, unless @sw names an update
+ * @sw: the update; time, tasks and culprit come back here
  */
 int redirect_activate(const u32 *ids, u32 count, struct dynamos_switch *sw)
 {
@@ -350,8 +364,8 @@ int redirect_activate(const u32 *ids, u32 count, struct dynamos_switch *sw)
 /**
  * redirect_deactivate() - take the trampolines of a group back, all or none
  * @ids: the functions
- * @count: at least 1
- * @sw: time, tasks and culprit come back here
+ * @count: at least 1, unless @sw names an update
+ * @sw: the update; time, tasks and culprit come back here
  *
  * Calls that are inside an edition finish there; the update stays pinned until
  * redirect_retire() has proof that they did.
@@ -362,10 +376,14 @@ int redirect_deactivate(const u32 *ids, u32 count, struct dynamos_switch *sw)
 }
 
 /* Neither redirected nor, by its use counters, running. */
-static int counters_clear(const struct module *owner, struct dynamos_culprit *culprit)
+static int counters_clear(const struct update *update, struct dynamos_culprit *culprit)
 {
+	const struct module *owner = update->told->owner;
 	unsigned long i;
 	u32 id;
+
+	if (update->state == DYNAMOS_REDIRECTED)
+		return -EBUSY;
 
 	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++) {
 		const struct redirect *redirect = redirects[id];
@@ -415,7 +433,7 @@ int redirect_retire(struct dynamos_retire *retire)
 		mutex_unlock(&redirect_lock);
 		return -ENOENT;
 	}
-	err = counters_clear(owner, &retire->culprit);
+	err = counters_clear(update, &retire->culprit);
 	mutex_unlock(&redirect_lock);
 	if (err)
 		goto out_put;
@@ -423,7 +441,7 @@ int redirect_retire(struct dynamos_retire *retire)
 	synchronize_rcu_tasks();
 
 	mutex_lock(&redirect_lock);
-	err = counters_clear(owner, &retire->culprit);
+	err = counters_clear(update, &retire->culprit);
 	if (!err)
 		err = stack_module_clear(owner, retire);
 	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX && !err; id++) {
@@ -435,6 +453,8 @@ int redirect_retire(struct dynamos_retire *retire)
 			module_put(owner);
 		}
 	}
+	if (!err)
+		update_retired(update);
 	mutex_unlock(&redirect_lock);
 out_put:
 	module_put(owner);

@@ -362,6 +362,22 @@ int stack_holders(const struct dynamos_range *ranges, u32 nr_ranges,
 	return stack_stop(holders_work, &work, &stacks->stop_ns);
 }
 
+/**
+ * stack_bound_module() - bound a scan by a module's code
+ * @module: the module
+ * @scan: its bounds are set; in the stop, for they must not be on the asker's stack
+ */
+void stack_bound_module(const struct module *module, struct stack_scan *scan)
+{
+#ifdef DYNAMOS_MODULE_LAYOUT
+	scan->lo = (unsigned long)module->core_layout.base;
+	scan->hi = scan->lo + module->core_layout.text_size;
+#else
+	scan->lo = (unsigned long)module->mem[MOD_TEXT].base;
+	scan->hi = scan->lo + module->mem[MOD_TEXT].size;
+#endif
+}
+
 struct module_scan {
 	const struct module *module;
 	struct dynamos_retire *retire;
@@ -389,13 +405,7 @@ static int module_work(void *context)
 		.context = found,
 	};
 
-#ifdef DYNAMOS_MODULE_LAYOUT
-	scan.lo = (unsigned long)found->module->core_layout.base;
-	scan.hi = scan.lo + found->module->core_layout.text_size;
-#else
-	scan.lo = (unsigned long)found->module->mem[MOD_TEXT].base;
-	scan.hi = scan.lo + found->module->mem[MOD_TEXT].size;
-#endif
+	stack_bound_module(found->module, &scan);
 	stack_scan(&scan);
 	found->retire->tasks = scan.tasks;
 	return found->held ? -ETXTBSY : 0;

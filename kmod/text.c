@@ -72,10 +72,10 @@ int text_jump(u8 code[TRAMPOLINE_SIZE], unsigned long from, unsigned long to)
 struct text_work {
 	struct text_patch *patches;	/* sorted by address */
 	u32 count;
-	bool check_stacks;
+	bool activate;
 	bool held;
-	u32 tasks;
-	struct dynamos_culprit *culprit;
+	struct update *update;
+	struct dynamos_switch *sw;
 };
 
 /* A return here, strictly inside the bytes, would land within the jump. */
@@ -83,6 +83,7 @@ static bool inside_seen(struct stack_scan *scan, struct task_struct *task,
 			unsigned long word)
 {
 	struct text_work *work = scan->context;
+	struct dynamos_culprit *culprit = &work->sw->culprit;
 	u32 low = 0, high = work->count;
 
 	while (low < high) {
@@ -95,11 +96,10 @@ static bool inside_seen(struct stack_scan *scan, struct task_struct *task,
 			low = middle + 1;
 		} else {
 			work->held = true;
-			work->culprit->function = patch->function;
-			work->culprit->pid = task->pid;
-			work->culprit->address = word;
-			memcpy(work->culprit->comm, task->comm,
-			       sizeof(work->culprit->comm));
+			culprit->function = patch->function;
+			culprit->pid = task->pid;
+			culprit->address = word;
+			memcpy(culprit->comm, task->comm, sizeof(culprit->comm));
 			return true;
 		}
 	}
@@ -109,6 +109,8 @@ static bool inside_seen(struct stack_scan *scan, struct task_struct *task,
 static int text_work(void *context)
 {
 	struct text_work *work = context;
+	struct dynamos_culprit *culprit = &work->sw->culprit;
+	int err;
 	u32 i;
 
 	for (i = 0; i < work->count; i++) {
@@ -116,12 +118,13 @@ static int text_work(void *context)
 
 		if (!memcmp(patch->alias, patch->old, TRAMPOLINE_SIZE))
 			continue;
-		work->culprit->function = patch->function;
-		work->culprit->address = patch->address;
-		memcpy(work->culprit->found, patch->alias, TRAMPOLINE_SIZE);
+		culprit->function = patch->function;
+		culprit->address = patch->address;
+		memcpy(culprit->found, patch->alias, TRAMPOLINE_SIZE);
 		return -EILSEQ;
 	}
-	if (work->check_stacks) {
+	/* A trampoline is one instruction: no task can be inside it. */
+	if (work->activate && work->count) {
 		struct stack_scan scan = {
 			.lo = work->patches[0].address + 1,
 			.hi = work->patches[work->count - 1].address + TRAMPOLINE_SIZE,
@@ -130,39 +133,41 @@ static int text_work(void *context)
 		};
 
 		stack_scan(&scan);
-		work->tasks = scan.tasks;
+		work->sw->tasks = scan.tasks;
 		if (work->held)
 			return -EAGAIN;
 	}
+	err = update_ready(work->update, work->activate, work->sw);
+	if (err)
+		return err;
 	for (i = 0; i < work->count; i++)
 		memcpy(work->patches[i].alias, work->patches[i].new,
 		       TRAMPOLINE_SIZE);
+	update_write(work->update, work->activate, work->sw);
 	return 0;
 }
 
 /**
  * text_write_all() - write every patch or none, in one stop
  * @patches: mapped, sorted by address, disjoint
- * @count: at least 1
- * @check_stacks: refuse if a task would return into the bytes; not needed when
- *	they hold a single instruction, as a trampoline is
+ * @count: how many
+ * @activate: whether trampolines are written or taken away
+ * @update: what else comes or goes in this stop, or NULL; begun
  * @sw: time, tasks and culprit come back here
  *
  * Return: 0; -EILSEQ if bytes differ from patch->old; -EAGAIN if a task is in
- * the way.
+ * the way; or what update_ready() says.
  */
-int text_write_all(struct text_patch *patches, u32 count, bool check_stacks,
-		   struct dynamos_switch *sw)
+int text_write_all(struct text_patch *patches, u32 count, bool activate,
+		   struct update *update, struct dynamos_switch *sw)
 {
 	struct text_work work = {
 		.patches = patches,
 		.count = count,
-		.check_stacks = check_stacks,
-		.culprit = &sw->culprit,
+		.activate = activate,
+		.update = update,
+		.sw = sw,
 	};
-	int err;
 
-	err = stack_stop(text_work, &work, &sw->stop_ns);
-	sw->tasks = work.tasks;
-	return err;
+	return stack_stop(text_work, &work, &sw->stop_ns);
 }

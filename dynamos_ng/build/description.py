@@ -1,4 +1,4 @@
-"""update.toml: which functions an update changes, and which editions it brings."""
+"""update.toml: which functions an update changes, which editions it brings, and which variables it writes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,33 @@ class FunctionChange:
         return f"{self.name}_v{edition}"
 
 
+#: What a variable may be: its size in bytes (0: a word of the machine), and whether it has a sign.
+TYPES = {
+    "bool": (1, False), "u8": (1, False), "u16": (2, False), "u32": (4, False), "u64": (8, False), "ulong": (0, False),
+    "s8": (1, True), "s16": (2, True), "s32": (4, True), "s64": (8, True), "long": (0, True),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VariableChange:
+    """One variable and the value that it gets; `expected` is what it must hold before, if anything.
+
+    `type` is one of TYPES; `position` is as with functions.
+    """
+
+    name: str
+    type: str
+    value: int
+    expected: int | None = None
+    position: int = 0
+
+
 @dataclass(frozen=True)
 class Description:
-    """An update as its author wrote it; `symbols` gives positions of ambiguous kernel symbols."""
+    """An update as its author wrote it; `symbols` gives positions of ambiguous kernel symbols.
+
+    A `quiescent` one is switched only in a stop in which no task is in its functions.
+    """
 
     name: str
     folder: Path
@@ -42,6 +66,8 @@ class Description:
     functions: tuple[FunctionChange, ...]
     symbols: Mapping[str, int] = field(default_factory=dict)
     summary: str = ""
+    variables: tuple[VariableChange, ...] = ()
+    quiescent: bool = False
 
     @property
     def module(self) -> str:
@@ -76,13 +102,11 @@ def read(folder: Path) -> Description:
 def parse(table: Mapping[str, Any], folder: Path) -> Description:
     """Check the table of FOLDER/update.toml and return its values."""
     check = _Checker(folder / FILE)
-    check.keys(table, {"name", "summary", "sources", "function", "symbols"}, "")
+    check.keys(table, {"name", "summary", "sources", "function", "symbols", "variable", "quiescent"}, "")
     name = check.text(table, "name", folder.name)
     if not NAME.fullmatch(name) or len(name) > NAME_MAX:
         check.fail("name", f"{name!r} must be lower-case letters, digits, - and _, at most {NAME_MAX} of them")
     functions = check.tables(table, "function")
-    if not functions:
-        check.fail("function", "an update needs at least one [[function]] table")
     changes = tuple(_change(check, entry, index) for index, entry in enumerate(functions, 1))
     seen: set[tuple[str, int]] = set()
     for change in changes:
@@ -93,6 +117,11 @@ def parse(table: Mapping[str, Any], folder: Path) -> Description:
     for source in sources:
         if not source.endswith(".c") or "/" in source or not (folder / source).is_file():
             check.fail("sources", f"{source!r} is not a C file in this folder")
+    variables = tuple(_variable(check, entry, i) for i, entry in enumerate(check.tables(table, "variable"), 1))
+    if len({(variable.name, variable.position) for variable in variables}) != len(variables):
+        check.fail("variable", "one stands twice")
+    if not changes and not variables and not sources:
+        check.fail("function", "an update needs a [[function]] or [[variable]] table, or a C source with hooks")
     wanted = [change.symbol(edition) for change in changes for edition in change.editions]
     if wanted and not sources:
         check.fail("sources", f"edition {wanted[0]} needs a C source, and the folder has none")
@@ -101,7 +130,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Description:
         check.number(symbols, symbol, 1, 1, 10_000)
     return Description(
         name, folder, tuple(folder / source for source in sources), changes, dict(symbols),
-        check.text(table, "summary", ""),
+        check.text(table, "summary", ""), variables, check.truth(table, "quiescent", False),
     )  # fmt: skip
 
 
@@ -118,6 +147,26 @@ def _change(check: _Checker, entry: Mapping[str, Any], index: int) -> FunctionCh
     if len(set(editions)) != len(editions):
         check.fail(f"{where}editions", "a number stands twice")
     return FunctionChange(name, check.number(entry, "position", 0, 1, 10_000), tuple(sorted(editions)))
+
+
+def _variable(check: _Checker, entry: Mapping[str, Any], index: int) -> VariableChange:
+    where = f"variable {index}: "
+    check.keys(entry, {"name", "position", "type", "value", "expected"}, where)
+    name, kind = check.text(entry, "name", ""), check.text(entry, "type", "")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", name) or len(name) >= uapi.NAME_MAX:
+        check.fail(f"{where}name", f"{name!r} is not the name of a kernel variable")
+    if kind not in TYPES:
+        check.fail(f"{where}type", f"{kind!r} is none of {', '.join(TYPES)}")
+    if "value" not in entry:
+        check.fail(f"{where}value", "the value that the variable gets is missing")
+    for key in ("value", "expected"):
+        if type(entry.get(key, 0)) is not (bool if kind == "bool" and key in entry else int):
+            check.fail(f"{where}{key}", "must be true or false" if kind == "bool" else "must be a number")
+    expected = entry.get("expected")
+    return VariableChange(
+        name, kind, int(entry["value"]), None if expected is None else int(expected),
+        check.number(entry, "position", 0, 1, 10_000),
+    )  # fmt: skip
 
 
 class _Checker:
@@ -139,6 +188,12 @@ class _Checker:
         if not isinstance(value, str):
             self.fail(key, "must be a text in quotes")
         return str(value)
+
+    def truth(self, table: Mapping[str, Any], key: str, default: bool) -> bool:
+        value = table.get(key, default)
+        if not isinstance(value, bool):
+            self.fail(key, "must be true or false")
+        return bool(value)
 
     def texts(self, table: Mapping[str, Any], key: str, default: list[str]) -> list[str]:
         value = table.get(key, default)

@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from dynamos_ng.build import description, dynamos_ko, kbuild
+from dynamos_ng import uapi
+from dynamos_ng.build import description, dynamos_ko, kbuild, variables
 from dynamos_ng.build.description import Description
 from dynamos_ng.device import Device, Info
 from dynamos_ng.errors import BuildError, DynamosError, UsageError
@@ -17,6 +18,10 @@ from dynamos_ng.rewrite.handler import Constants
 from dynamos_ng.rewrite.objects import Object
 from dynamos_ng.rewrite.update import Redirect, generate
 
+#: What the authors' sources include for hooks and shadow data.
+HEADER = "dynamos_update.h"
+#: What the wrapper and the module loader define.
+PROVIDED = frozenset(("__this_module", "dynamos_shadows"))
 #: The authors' C files, compiled and joined; the name cannot be that of one of them.
 EDITIONS = "dynamos-editions.o"
 
@@ -27,7 +32,7 @@ obj-m := {object}
 MODULE_KBUILD = """\
 obj-m := {module}.o
 {module}-y := wrapper.o update.o
-ccflags-y := -I$(src) -DDYNAMOS_ANCHOR={anchor:#x}
+ccflags-y := -I$(src) -DDYNAMOS_ANCHOR={anchor:#x} -DDYNAMOS_FLAGS={flags}
 # Its unwind entries are the kernel's own and objtool's for the editions in C; objtool knows no absolute targets.
 OBJECT_FILES_NON_STANDARD_update.o := y
 # With indirect branch tracking, kbuild runs objtool on the whole module and not on its parts.
@@ -49,6 +54,7 @@ def build(folder: Path, output: Path) -> Path:
         info = device.info()
     kernel = Kernel.live()
     originals = [examine(kernel, kernel.function(change.name, change.position or None)) for change in wanted.functions]
+    written = [variables.place(kernel, wanted, change) for change in wanted.variables]
     if not output.is_dir():
         raise UsageError(f"{output}: no such folder to put the module into")
     with tempfile.TemporaryDirectory(prefix="dynamos-build-") as name:
@@ -61,7 +67,7 @@ def build(folder: Path, output: Path) -> Path:
         constants = Constants(info.current_offset, info.tgid_offset, _return_thunk(originals))
         resolve = _resolver(kernel, wanted)
         _check_keys(kernel, objects, resolve)
-        text = generate(redirects, objects, constants, resolve)
+        text = generate(redirects, objects, constants, resolve, written, kernel.arch)
         module = _link(wanted, info, text, work / "module")
         try:
             return Path(shutil.copy(module, output))
@@ -74,6 +80,7 @@ def _compile(wanted: Description, work: Path) -> Object:
     work.mkdir()
     for path in wanted.folder.glob("*.[ch]"):
         shutil.copy(path, work)
+    shutil.copy(dynamos_ko.source() / "update" / HEADER, work)
     names = " ".join(source.with_suffix(".o").name for source in wanted.sources)
     (work / "Kbuild").write_text(
         EDITIONS_KBUILD.format(object=EDITIONS, stem=EDITIONS.removesuffix(".o"), objects=names)
@@ -108,7 +115,7 @@ def _resolver(kernel: Kernel, wanted: Description) -> Callable[[str], int | None
 
     def resolve(name: str) -> int | None:
         found = [symbol for symbol in kernel.symbols.find(name) if not symbol.module]
-        if name in made_here or name == "__this_module":
+        if name in made_here or name in PROVIDED:
             return None
         if position := wanted.symbols.get(name):
             if position > len(found):
@@ -145,6 +152,7 @@ def _link(wanted: Description, info: Info, text: str, work: Path) -> Path:
         shutil.copy(path, work)
     shutil.copy(dynamos_ko.folder() / "Module.symvers", work / "dynamos.symvers")
     (work / "update.S").write_text(text)
-    (work / "Kbuild").write_text(MODULE_KBUILD.format(module=wanted.module, anchor=info.anchor))
+    flags = uapi.QUIESCENT if wanted.quiescent else 0
+    (work / "Kbuild").write_text(MODULE_KBUILD.format(module=wanted.module, anchor=info.anchor, flags=flags))
     kbuild.make(work, "modules")
     return work / f"{wanted.module}.ko"

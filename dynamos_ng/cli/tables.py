@@ -50,7 +50,7 @@ def matrix(rows: Iterable[Row]) -> None:
 
 def loaded(update: dict[str, Any]) -> None:
     """Show what a load brought."""
-    names = ", ".join(function["name"] for function in update["functions"])
+    names = ", ".join(part["name"] for part in (*update["functions"], *update["variables"])) or "hooks alone"
     console.print(f"loaded {update['name']}: {names}", markup=False)
     for name, reason in update["unwatched"]:
         console.print(f"  probes do not count {name}: {reason}", markup=False)
@@ -75,11 +75,23 @@ def status(snapshot: dict[str, Any]) -> None:
                     str(_in_flight(use)), chosen.get(number, "-"),
                 )  # fmt: skip
                 first, name = ["", ""], ""
+        if not update["functions"]:
+            table.add_row(*first, *["-"] * 6)
     console.print(table)
     for update in snapshot["updates"]:
+        for variable in update["variables"]:
+            console.print(f"{update['name']}: {_variable(variable)}", markup=False)
+        if update["shadows"]:
+            console.print(f"{update['name']}: {update['shadows']} objects have shadow data", markup=False)
         for status in update["functions"]:
             for note in status["notes"]:
                 console.print(f"{status['function']['name']}: {note}", markup=False)
+
+
+def _variable(variable: dict[str, Any]) -> str:
+    """Return a variable's value, and the one that the update has for it where that is another."""
+    now, value = (int.from_bytes(bytes.fromhex(variable[key]), "little") for key in ("now", "value"))
+    return f"variable {variable['name']} is {now}" + ("" if now == value else f", the update's value is {value}")
 
 
 def _classes_by_edition(row: bytes) -> dict[int, str]:
@@ -111,7 +123,10 @@ def change(result: dict[str, Any]) -> None:
     table = _measures()
     for when, value in measures:
         _quiescence_rows(table, when, value)
-    console.print(table)
+    if measures:
+        console.print(table)
+    for note in result["notes"]:
+        console.print(note, markup=False)
 
 
 def changes(results: Iterable[dict[str, Any]]) -> None:

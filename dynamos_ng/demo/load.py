@@ -152,6 +152,42 @@ def sleeping_reader() -> Iterator[Sleeper]:
         reap(pid)
 
 
+@contextmanager
+def repeated(*steps: Callable[[], object]) -> Iterator[None]:
+    """Let each step be repeated in a process of its own meanwhile; RuntimeError if one failed, or was never done."""
+    stop_read, stop_write = os.pipe()
+    os.set_blocking(stop_read, False)
+    reports = [os.pipe() for _ in steps]
+
+    def repeat(step: Callable[[], object], report: int) -> None:
+        os.close(stop_write)
+        done = 0
+        while not _stopped(stop_read):
+            step()
+            done += 1
+        os.write(report, done.to_bytes(8, "little"))
+
+    pids = [
+        fork(lambda step=step, report=write: repeat(step, report))  # type: ignore[misc]
+        for step, (_, write) in zip(steps, reports, strict=True)
+    ]
+    for _, write in reports:
+        os.close(write)
+    try:
+        yield
+        os.close(stop_write)
+        stop_write = -1
+        for step, (read, _) in zip(steps, reports, strict=True):
+            if not int.from_bytes(read_exactly(read, 8), "little"):
+                raise RuntimeError(f"what was to be repeated has failed: {step}")
+    finally:
+        for pid in pids:
+            reap(pid)
+        for fd in (stop_read, stop_write, *(read for read, _ in reports)):
+            if fd >= 0:
+                os.close(fd)
+
+
 class Pipes:
     """Pairs of processes, a writer of random data and a reader, each summing what passes."""
 

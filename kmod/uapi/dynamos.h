@@ -17,7 +17,10 @@
  *			with the same maps is a no-op)
  *	(insmod)	an update module registers its functions
  *	FUNCTION	walk over the registered functions
- *	ACTIVATE	write the trampolines of a function group in one stop
+ *	UPDATE		walk over the updates
+ *	VARIABLE	tell of one variable of an update
+ *	ACTIVATE	write the trampolines of a function group, and what
+ *			else an update brings, in one stop
  *	DEACTIVATE	take them back in one stop
  *	STACKS		which tasks hold an address inside given code
  *	RETIRE		prove an update unused and let it be unloaded
@@ -48,14 +51,20 @@
  *	EOPNOTSUPP	the function lies in a loadable module
  *	ENOSPC		all function ids are taken
  *   ACTIVATE, DEACTIVATE
- *	ENOENT		no function has this id
- *	EALREADY	the function is redirected already (ACTIVATE), or is
- *			not redirected (DEACTIVATE)
- *	EEXIST		another update redirects the same function
+ *	ENOENT		no function has this id, or no update
+ *	EALREADY	the function is redirected, or the update active,
+ *			already (ACTIVATE); or is not (DEACTIVATE)
+ *	EEXIST		another update redirects the same function, or
+ *			writes the same variable
  *	ENODEV		the update is being unloaded
- *	EILSEQ		the bytes at the site are not the expected ones:
- *			somebody else changed them
- *	EAGAIN		a task is inside the bytes to be overwritten
+ *	EILSEQ		the bytes at the site, or of a variable, are not the
+ *			expected ones: somebody else changed them
+ *	EAGAIN		a task is inside the bytes to be overwritten, or in a
+ *			function of an update that wants quiescence, or a hook
+ *			wants another try
+ *	EUNATCH		the function's update has hooks or variables, and is
+ *			not active nor named
+ *	ECANCELED	a hook of the update refused
  *   RETIRE
  *	ENOENT		no such update, or it was never activated
  *	EBUSY		one of its functions is redirected
@@ -68,7 +77,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define DYNAMOS_ABI		3
+#define DYNAMOS_ABI		4
 #define DYNAMOS_FUNCTIONS_MAX	1024	/* registered at one time */
 #define DYNAMOS_EDITIONS_MAX	16	/* per function; number 0 is not used */
 #define DYNAMOS_CLASSES		256	/* policy classes: one byte per process */
@@ -79,13 +88,19 @@
 #define DYNAMOS_COMM_MAX	16
 #define DYNAMOS_FRAMES_MAX	12	/* told of a holder's stack */
 
-/* Function states. */
+/* States of functions, and of updates. */
 #define DYNAMOS_LOADED		0	/* registered, never redirected or retired */
 #define DYNAMOS_REDIRECTED	1	/* its trampoline is in place */
 #define DYNAMOS_DRAINING	2	/* trampoline gone, old calls may still run */
 
 /* Edition flags. */
 #define DYNAMOS_NEVER_RETURNS	1	/* judged by the stack walk alone */
+
+/* Update flags. */
+#define DYNAMOS_QUIESCENT	1	/* switched while no task is in its functions */
+
+/* Variable flags. */
+#define DYNAMOS_EXPECTS		1	/* refused unless it holds what is expected */
 
 struct dynamos_info {
 	__u32 size;
@@ -133,22 +148,47 @@ struct dynamos_function_info {
 	struct dynamos_edition_info editions[DYNAMOS_EDITIONS_MAX];
 };
 
+struct dynamos_update_info {
+	__u32 size;
+	__u32 id;		/* in: the first id to consider; out: the id, above 0 */
+	__u32 state;		/* out: of its hooks and variables */
+	__u32 functions;	/* out: how many it has */
+	__u32 variables;	/* out: how many it has */
+	__u32 reserved;
+	__u64 shadows;		/* out: shadows that objects have now */
+	char name[DYNAMOS_UPDATE_MAX];	/* out: module name */
+};
+
+struct dynamos_variable_info {
+	__u32 size;
+	__u32 update;		/* in: the update's id */
+	__u32 index;		/* in: 0 is its first variable */
+	__u32 bytes;		/* out: how many the variable has */
+	__u64 address;		/* out */
+	__u8 value[8];		/* out: what the update writes */
+	__u8 old[8];		/* out: what the last activation found */
+	__u8 now[8];		/* out: what it holds now */
+	char name[DYNAMOS_NAME_MAX];	/* out */
+};
+
 /* Who or what stood in the way. */
 struct dynamos_culprit {
 	__u32 function;		/* id, or ~0 */
 	__s32 pid;		/* thread id, or 0 */
-	__u64 address;		/* found on its stack, or of the site */
-	__u8 found[8];		/* EILSEQ: the five bytes at the site */
+	__u64 address;		/* found on its stack; of site, variable or hook */
+	__u8 found[8];		/* EILSEQ: the bytes that are there */
 	char comm[DYNAMOS_COMM_MAX];
 };
 
 struct dynamos_switch {
 	__u32 size;
-	__u32 count;		/* function ids in the group */
+	__u32 count;		/* function ids in the group; 0 only with an update */
 	__u64 ids;		/* pointer to __u32[count] */
 	__u64 stop_ns;		/* out: time the work in the stop took */
 	__u32 tasks;		/* out: tasks whose stacks were read */
-	__u32 reserved;
+	__u32 update;		/* id: its hooks and variables come or go too; or 0 */
+	__s32 hook_error;	/* out: what the hook returned that refused */
+	__u32 left;		/* out: variables not put back: somebody else wrote them */
 	struct dynamos_culprit culprit;	/* out */
 };
 
@@ -195,5 +235,7 @@ struct dynamos_retire {
 #define DYNAMOS_IOC_DEACTIVATE	_IOWR(DYNAMOS_IOC, 4, struct dynamos_switch)
 #define DYNAMOS_IOC_STACKS	_IOWR(DYNAMOS_IOC, 5, struct dynamos_stacks)
 #define DYNAMOS_IOC_RETIRE	_IOWR(DYNAMOS_IOC, 6, struct dynamos_retire)
+#define DYNAMOS_IOC_UPDATE	_IOWR(DYNAMOS_IOC, 9, struct dynamos_update_info)
+#define DYNAMOS_IOC_VARIABLE	_IOWR(DYNAMOS_IOC, 10, struct dynamos_variable_info)
 
 #endif /* _UAPI_DYNAMOS_H */

@@ -19,6 +19,12 @@ struct dynamos_edition {
 	void **use;			/* slot: per-CPU address of its use counter */
 };
 
+/* The compiler may have split a function. */
+struct dynamos_part {
+	unsigned long start;
+	unsigned long end;
+};
+
 struct dynamos_function {
 	const char *name;
 	unsigned long address;		/* of the original */
@@ -30,12 +36,124 @@ struct dynamos_function {
 	unsigned long nr_editions;
 	const struct dynamos_edition *editions;
 	void **row;			/* slot: its row of the editions map */
-	unsigned long reserved[4];
+	const struct dynamos_part *parts;	/* of the original */
+	unsigned long nr_parts;
+	unsigned long reserved[2];
 };
 
 /* The generated table of an update, and its end. */
 extern const struct dynamos_function dynamos_functions[];
 extern const struct dynamos_function dynamos_functions_end[];
+
+/* A variable that an update writes; bytes beyond its size are zero. */
+struct dynamos_variable {
+	const char *name;
+	unsigned long address;
+	unsigned long size;		/* 1, 2, 4 or 8 */
+	unsigned long flags;		/* DYNAMOS_EXPECTS */
+	u8 value[8];
+	u8 expected[8];			/* what it must hold when the update is activated */
+};
+
+/* The generated table of an update's variables, and its end. */
+extern const struct dynamos_variable dynamos_variables[];
+extern const struct dynamos_variable dynamos_variables_end[];
+
+/*
+ * Hooks: an update's own steps of its activation, each with its undo.
+ *
+ *	activation		context			on failure
+ *	before			process, may sleep	refused; before cleans up itself
+ *	(compare, stacks)	in the stop		refused; undo of before
+ *	in_stop			in the stop		refused; undo of before
+ *	(write all)		in the stop		cannot fail
+ *	after			process, may sleep	cannot fail
+ *
+ *	deactivation
+ *	undo of after		process, may sleep	refused
+ *	(compare)		in the stop		refused; after again
+ *	undo of in_stop		in the stop		refused; after again
+ *	(write all)		in the stop		cannot fail
+ *
+ *	retirement, when no call is left in the update's code
+ *	undo of before		process, may sleep	cannot fail
+ *
+ * So what before makes may be used by editions as long as one runs. An update
+ * that is activated again before it was retired has it still: before is not run
+ * again. A step that can fail returns 0 or a negative errno; -EAGAIN has the
+ * whole change tried again for about two seconds, so before may run often.
+ *
+ * In the stop every CPU is parked, interrupts are off, and nothing may sleep or
+ * take long. No spinlock is held by anybody. A mutex or an rwsem may be: its
+ * holder sleeps in the midst of what it guards, so look (mutex_is_locked()) and
+ * return -EAGAIN.
+ *
+ * Hooks run under a lock of dynamos.ko: they must not wait for anything that
+ * loads, activates or unloads an update. Each kind is given once in an update;
+ * either function may be NULL.
+ */
+struct dynamos_before {
+	int (*run)(void);
+	void (*undo)(void);
+};
+
+struct dynamos_in_stop {
+	int (*run)(void);
+	int (*undo)(void);
+};
+
+struct dynamos_after {
+	void (*run)(void);
+	int (*undo)(void);
+};
+
+extern const struct dynamos_before dynamos_before;
+extern const struct dynamos_in_stop dynamos_in_stop;
+extern const struct dynamos_after dynamos_after;
+
+#define DYNAMOS_BEFORE(run, undo) \
+	const struct dynamos_before dynamos_before = { run, undo }
+#define DYNAMOS_IN_STOP(run, undo) \
+	const struct dynamos_in_stop dynamos_in_stop = { run, undo }
+#define DYNAMOS_AFTER(run, undo) \
+	const struct dynamos_after dynamos_after = { run, undo }
+
+/*
+ * Shadow data: fields that an object has beside its own, by the object's address
+ * and a number that the update chooses.
+ *
+ * Objects have shadows only while the update is active. Those that were born
+ * before have none, nor has any after deactivation, nor one for which there was
+ * no memory: code must do without, and so does the original's work then.
+ *
+ * All of this may be called from any context but NMI. A shadow is to be detached
+ * where its object is freed; whoever may then still look at it does so within
+ * rcu_read_lock(), as he looks at the object.
+ */
+struct dynamos_shadows;
+
+/* The update's own table, NULL while it is not active; the build provides it. */
+extern struct dynamos_shadows *dynamos_shadows;
+
+void *dynamos_shadow_add(struct dynamos_shadows *shadows, void *object,
+			 unsigned long id, size_t size, gfp_t gfp,
+			 void (*ctor)(void *object, void *shadow));
+void *dynamos_shadow_find(struct dynamos_shadows *shadows, const void *object,
+			  unsigned long id);
+void *dynamos_shadow_take(struct dynamos_shadows *shadows, const void *object,
+			  unsigned long id);
+/* Frees what was detached, after a grace period; NULL is nothing to free. */
+void dynamos_shadow_free(void *shadow);
+
+/* The object's shadow, a new one (zeroed, then given to @ctor) if it has none; or NULL. */
+#define dynamos_shadow_attach(object, id, size, gfp, ctor) \
+	dynamos_shadow_add(READ_ONCE(dynamos_shadows), object, id, size, gfp, ctor)
+/* The object's shadow, or NULL. */
+#define dynamos_shadow_get(object, id) \
+	dynamos_shadow_find(READ_ONCE(dynamos_shadows), object, id)
+/* The object's shadow, or NULL, which from now on it has no more. */
+#define dynamos_shadow_detach(object, id) \
+	dynamos_shadow_take(READ_ONCE(dynamos_shadows), object, id)
 
 /*
  * An update. It must live as long as its module; what is reserved is zero. The
@@ -48,6 +166,13 @@ struct dynamos_update {
 	const struct dynamos_function *functions;
 	unsigned long count;		/* of functions */
 	unsigned long anchor;		/* the address of init_task that the build assumed */
+	const struct dynamos_variable *variables;
+	unsigned long nr_variables;
+	const struct dynamos_before *before;
+	const struct dynamos_in_stop *in_stop;
+	const struct dynamos_after *after;
+	struct dynamos_shadows **shadows;
+	unsigned long flags;		/* DYNAMOS_QUIESCENT */
 	unsigned long reserved[8];
 };
 

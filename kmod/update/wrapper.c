@@ -1,22 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The C side of every update module: hands the generated table to dynamos.ko.
- * DYNAMOS_ANCHOR comes from the build.
+ * The C side of every update module: hands the generated tables to dynamos.ko.
+ * DYNAMOS_ANCHOR and DYNAMOS_FLAGS come from the build.
  */
 #include <linux/module.h>
 
 #include "dynamos_update.h"
+
+/* Hooks that the author does not give; his definitions are the stronger ones. */
+const struct dynamos_before dynamos_before __weak;
+const struct dynamos_in_stop dynamos_in_stop __weak;
+const struct dynamos_after dynamos_after __weak;
+
+struct dynamos_shadows *dynamos_shadows;
 
 static struct dynamos_update update __ro_after_init = {
 	.size = sizeof(update),
 	.owner = THIS_MODULE,
 	.functions = dynamos_functions,
 	.anchor = DYNAMOS_ANCHOR,
+	.variables = dynamos_variables,
+	.before = &dynamos_before,
+	.in_stop = &dynamos_in_stop,
+	.after = &dynamos_after,
+	.shadows = &dynamos_shadows,
+	.flags = DYNAMOS_FLAGS,
 };
 
 static int __init update_init(void)
 {
 	update.count = dynamos_functions_end - dynamos_functions;
+	update.nr_variables = dynamos_variables_end - dynamos_variables;
 	return dynamos_register(&update);
 }
 

@@ -19,6 +19,8 @@ MIRROR = {
     "dynamos_maps": uapi.Maps,
     "dynamos_edition_info": uapi.EditionInfo,
     "dynamos_function_info": uapi.FunctionInfo,
+    "dynamos_update_info": uapi.UpdateInfo,
+    "dynamos_variable_info": uapi.VariableInfo,
     "dynamos_culprit": uapi.Culprit,
     "dynamos_switch": uapi.Switch,
     "dynamos_range": uapi.Range,

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from dynamos_ng import control, kprobes
+from dynamos_ng.build.description import module_name
 from dynamos_ng.build.update import build
 from dynamos_ng.demo import load as work
 from dynamos_ng.errors import DynamosError
 from dynamos_ng.kprobes import tracefs
 
 DEMO_UPDATES = Path(__file__).parents[2] / "dynamos_ng" / "demo" / "updates"
+EXAMPLES = Path(__file__).parents[2] / "dynamos_ng" / "examples"
 START_SECONDS = 300
 #: What leads to the host.
 named = work.named
@@ -83,6 +85,32 @@ def loaded(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[[Path], Any]]:
     for name in reversed(names):
         if any(update["name"] == name for update in control.call("status")["updates"]):
             control.call("unload", name=name, wait=60.0)
+
+
+@contextmanager
+def of_class(pid: int, policy_class: int) -> Iterator[None]:
+    """Put a process into a policy class meanwhile."""
+    control.call("policy_process", pid=pid, policy_class=policy_class)
+    try:
+        yield
+    finally:
+        control.call("policy_process", pid=pid, policy_class=0)
+
+
+def renamed(folder: Path, to: Path, **names: str) -> Path:
+    """Copy an example's folder for a kernel that calls functions otherwise."""
+    to.mkdir()
+    for file in folder.iterdir():
+        text = file.read_text()
+        for name, other in names.items():
+            text = re.sub(rf"\b{name}(_v\d+)?\b", rf"{other}\1", text)
+        (to / file.name).write_text(text)
+    return to
+
+
+def parameter(update: str, name: str) -> Path:
+    """Return the file of a parameter of an update's module."""
+    return Path("/sys/module", module_name(update), "parameters", name)
 
 
 @pytest.fixture

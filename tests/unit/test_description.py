@@ -32,6 +32,13 @@ def test_a_description_names_module_sources_and_editions(tmp_path: Path) -> None
     assert found.functions[0].symbol(2) == "cmdline_proc_show_v2"
 
 
+def test_an_update_may_have_variables_alone(tmp_path: Path) -> None:
+    text = '[[variable]]\nname = "limit"\ntype = "s32"\nvalue = -1\nexpected = 7\n'
+    found = description.read(folder(tmp_path, 'name = "alone"\n' + text))
+    assert found.functions == ()
+    assert found.variables == (description.VariableChange("limit", "s32", -1, 7),)
+
+
 def test_dash_and_underscore_are_the_same() -> None:
     assert description.module_name("two-words") == description.module_name("two_words") == "dynamos_two_words"
     assert description.update_name("dynamos_two_words") == "two_words"
@@ -52,7 +59,11 @@ def test_dash_and_underscore_are_the_same() -> None:
         ('[[function]]\nname = "f"\nposition = 0', "position", "from 1"),
         ('[[function]]\nname = "f"\n[symbols]\ng = "x"', "g", "number"),
         ("name = 3", "name", "text"),
-        ("", "function", "at least one"),
+        ("", "function", "needs a"),
+        ('[[variable]]\nname = "v"\ntype = "int"\nvalue = 1', "variable 1: type", "u32"),
+        ('[[variable]]\nname = "v"\ntype = "u32"', "variable 1: value", "missing"),
+        ('[[variable]]\nname = "v"\ntype = "bool"\nvalue = 1', "variable 1: value", "true or false"),
+        ('[[variable]]\nname = "v"\ntype = "u32"\nvalue = 1\nexpected = "x"', "variable 1: expected", "number"),
         ("name = [", "", ""),
     ],
 )

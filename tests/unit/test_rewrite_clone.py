@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from memory_kernel import ENTRY_STATE, MODULE, NOP5, TEXT, MemoryKernel, assemble, section
 
+from dynamos_ng.arch.x86_64 import ARCH
 from dynamos_ng.errors import Refusal, UsageError
 from dynamos_ng.rewrite import Constants, Redirect, check, elf, generate
 from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey
+from dynamos_ng.rewrite.update import Variable
 
 CONSTANTS = Constants(current=0x1FB80, tgid=0x974)
 FRAME = bytes.fromhex("100000000500")
@@ -410,3 +412,18 @@ def test_code_where_a_fault_is_caught_is_taken_along() -> None:
 
 def test_xens_emulation_prefix_stays_one_with_its_instruction() -> None:
     assert image(update(NOP5 + "9090 0f0b78656e 0fa2 c3"))[:9] == bytes.fromhex("9090 0f0b78656e 0fa2")
+
+
+def test_variables_alone_make_an_update() -> None:
+    limit = Variable("limit", hex(TEXT + 16), bytes((7, 0, 0, 0)), bytes((9, 0, 0, 0)))
+    variables = [limit, Variable("b", "b", b"\x01")]
+    unit = assemble(preprocessed(generate([], [], CONSTANTS, variables=variables, arch=ARCH)))
+    at, end = symbol(unit, "dynamos_variables").value, symbol(unit, "dynamos_variables_end").value
+    table = section(unit, ".rodata").data[at:end]
+    rows = list(struct.iter_unpack("<4Q8s8s", table))
+    assert [row[1:] for row in rows] == [
+        (TEXT + 16, 4, 1, bytes((7, *[0] * 7)), bytes((9, *[0] * 7))),
+        (0, 1, 0, bytes((1, *[0] * 7)), bytes(8)),
+    ]
+    assert relocations(unit, ".rodata")[at + 48 + 8][1] == "b", "what only the loader knows is left to it"
+    assert symbol(unit, "dynamos_functions").value == symbol(unit, "dynamos_functions_end").value

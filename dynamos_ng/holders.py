@@ -1,0 +1,36 @@
+"""Who is inside: holders of code told by function, edition and stack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dynamos_ng.kallsyms import Symbols
+from dynamos_ng.model import Holder, StackWalk, Update
+
+
+def placed(holder: Holder, ranges: Sequence[tuple[int, int, str, int]], symbols: Symbols | None) -> Holder:
+    """Say in which edition of which function a holder is, and name its frames."""
+    stack = tuple(symbols.label(frame) for frame in holder.frames) if symbols else ()
+    for start, end, name, edition in ranges:
+        if start <= holder.address < end:
+            return replace(holder, function=name, edition=edition, stack=stack)
+    return replace(holder, stack=stack)
+
+
+def held(update: Update, walk: StackWalk, wait: float, active: bool) -> str:
+    """Say who is in the way of a removal, and what is true now."""
+    lines = [
+        f"unload {update.name}: still in use after {wait:g} s; "
+        + ("it stays active" if active else "it stays loaded")
+        + "; wait longer with --wait"
+    ]
+    for holder in walk.holders:
+        lines.append(
+            f"  TID {holder.pid} ({holder.comm}, PID {holder.tgid}) sleeps in "
+            f"{holder.function} v{holder.edition} at {holder.address:#x}"
+        )
+        lines += [f"    {frame}" for frame in holder.stack]
+    if not walk.holders:
+        lines.append("  no stack shows it any more: a call ended just now; try again")
+    return "\n".join(lines)

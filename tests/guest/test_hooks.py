@@ -1,0 +1,151 @@
+"""Hooks of an update: their order, and that a fault in any of them leaves everything as it was."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import parameter, write_update
+
+from dynamos_ng import control
+from dynamos_ng.demo import load as work
+from dynamos_ng.device import Device
+from dynamos_ng.errors import KernelRefused
+
+pytestmark = pytest.mark.everywhere
+
+#: Each hook notes its letter, and fails if the parameter `fault` is just that letter.
+HOOKS = """
+#include <linux/errno.h>
+#include <linux/irqflags.h>
+#include <linux/module.h>
+#include <linux/seq_file.h>
+#include <linux/string.h>
+
+#include "dynamos_update.h"
+
+static char steps[200];
+module_param_string(steps, steps, sizeof(steps), 0644);
+static char fault[2];
+module_param_string(fault, fault, sizeof(fault), 0644);
+static int number = EXDEV;
+module_param(number, int, 0644);
+static bool context_wrong;
+module_param(context_wrong, bool, 0444);
+
+static int step(char letter, bool in_stop)
+{
+	char text[2] = { letter };
+
+	if (irqs_disabled() != in_stop)
+		context_wrong = true;
+	strlcat(steps, text, sizeof(steps));
+	return *fault == letter ? -number : 0;
+}
+
+static int before(void) { return step('b', false); }
+static void undo_before(void) { step('B', false); }
+static int in_stop(void) { return step('i', true); }
+static int undo_in_stop(void) { return step('I', true); }
+static void after(void) { step('a', false); }
+static int undo_after(void) { return step('A', false); }
+
+DYNAMOS_BEFORE(before, undo_before);
+DYNAMOS_IN_STOP(in_stop, undo_in_stop);
+DYNAMOS_AFTER(after, undo_after);
+"""
+EDITION = """
+int cmdline_proc_show_v2(struct seq_file *m, void *v);
+
+int cmdline_proc_show_v2(struct seq_file *m, void *v)
+{
+	seq_puts(m, "edition 2\\n");
+	return 0;
+}
+"""
+
+
+def steps() -> str:
+    """Return the hooks that ran since the last time."""
+    file = parameter("hooked", "steps")
+    seen = file.read_text().strip()
+    file.write_text("\n")
+    return seen
+
+
+def changed() -> bool:
+    """Return whether the update is seen to be in force."""
+    return Path("/proc/cmdline").read_text() == "edition 2\n"
+
+
+def test_hooks_run_in_order_and_each_may_refuse(
+    loaded: Callable[[Path], Any], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    loaded(write_update(tmp_path / "hooked", {"cmdline_proc_show": [2]}, HOOKS + EDITION))
+    fault, number = parameter("hooked", "fault"), parameter("hooked", "number")
+
+    def refused(verb: str, letter: str, ran: str, why: str = "Invalid cross-device link") -> None:
+        fault.write_text(letter)
+        was = changed()
+        done = cli(verb, "hooked")
+        assert done.returncode == 1
+        assert f"a hook of the update refused: {why}: " in done.stderr, done.stderr
+        assert changed() == was
+        assert steps() == ran
+        fault.write_text("\n")
+
+    with work.repeated(Path("/proc/cmdline").read_bytes, Path("/proc/cmdline").read_bytes):
+        refused("activate", "b", "b")
+        refused("activate", "i", "biB")
+        number.write_text("11")  # EAGAIN: another try may do
+        fault.write_text("i")
+        again = cli("activate", "hooked")
+        assert again.returncode == 1
+        assert re.fullmatch("(biB){10,}", steps()), "a step that wants another try gets some"
+        number.write_text("-7")
+        refused("activate", "b", "b", "Invalid argument")
+        number.write_text("18")
+        assert not changed()
+
+        with Device() as device:
+            functions = [f for f in device.functions() if f.update == "dynamos_hooked"]
+            with pytest.raises(KernelRefused, match="activate the update"):
+                device.activate(functions)
+        assert steps() == ""
+
+        control.call("activate", name="hooked")
+        assert changed()
+        assert steps() == "bia"
+        refused("deactivate", "A", "A")
+        refused("deactivate", "I", "AIa")
+        control.call("deactivate", name="hooked")
+        assert not changed()
+        assert steps() == "AI", "what came before the stop stays until the update is retired"
+        refused("activate", "i", "i")
+        control.call("activate", name="hooked")
+        assert steps() == "ia", "it was not retired"
+        control.call("deactivate", name="hooked")
+        assert steps() == "AI"
+        with Device() as device:
+            device.retire("dynamos_hooked")
+            assert steps() == "B"
+            device.retire("dynamos_hooked")
+            assert steps() == ""
+        control.call("activate", name="hooked")
+        assert steps() == "bia"
+    assert parameter("hooked", "context_wrong").read_text() == "N\n"
+    control.call("unload", name="hooked", wait=60.0)
+
+
+def test_an_update_of_hooks_alone_needs_no_function(
+    loaded: Callable[[Path], Any], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    loaded(write_update(tmp_path / "alone", {}, HOOKS))
+    control.call("activate", name="alone")
+    assert "[enabled]" in cli("status").stdout
+    assert parameter("alone", "steps").read_text() == "bia\n"
+    control.call("deactivate", name="alone")
+    control.call("unload", name="alone", wait=60.0)
