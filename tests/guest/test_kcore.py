@@ -15,7 +15,7 @@ SECONDS = 5.0
 
 def test_processes_of_one_family_do_not_read_each_others_bytes() -> None:
     kernel, kcore = Kernel.live(), Kcore()
-    symbols = [kernel.function(name) for name in ("vfs_read", "pipe_read", "do_exit", "schedule")]
+    symbols = [kernel.function(name) for name in ("vfs_read", "vfs_write", "do_exit", "schedule")]
     wanted = {symbol: kcore.read(symbol.address, symbol.size) for symbol in symbols}
 
     def read() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import entered, named, uses, write_update
+from conftest import entered, named, pipe, uses, write_update
 
 from dynamos_ng import control
 from dynamos_ng.demo import load as work
@@ -97,7 +97,7 @@ def test_a_function_in_some_of_whose_calls_the_task_ends(loaded: Callable[[Path]
 
 
 def test_an_edition_may_call_the_original(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
-    function = named("pipe_read", "anon_pipe_read")
+    function = f"{pipe()}_read"
     source = """
 #include <linux/fs.h>
 #include <linux/uio.h>

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEMO_UPDATES, Daemon, named, write_update
+from conftest import DEMO_UPDATES, Daemon, named, pipe, write_update
 
 from dynamos_ng import bpf, bpfmaps, control, uapi
 from dynamos_ng.demo import load as work
@@ -53,7 +53,7 @@ def test_editions_are_chosen_by_process(loaded: Callable[[Path], Any]) -> None:
 def test_probes_and_use_counters_agree_for_a_clone(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
     from dynamos_ng.probes import Probes
 
-    pipe_read = named("pipe_read", "anon_pipe_read")
+    pipe_read = f"{pipe()}_read"
     loaded(write_update(tmp_path / "pipe", {pipe_read: []}))
     control.call("activate", name="pipe")
     with Probes() as probes:
@@ -105,7 +105,7 @@ def test_a_group_survives_500_cycles_under_load(loaded: Callable[[Path], Any], t
 def test_a_removal_waits_and_names_who_is_in_the_way(
     loaded: Callable[[Path], Any], cli: Callable[..., Any], tmp_path: Path
 ) -> None:
-    pipe_read = named("pipe_read", "anon_pipe_read")
+    pipe_read = f"{pipe()}_read"
     loaded(write_update(tmp_path / "pipe", {pipe_read: []}))
     control.call("activate", name="pipe")
     with work.sleeping_reader() as sleeper:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import pipe
 
 from dynamos_ng import bpf, kprobes
 from dynamos_ng.build import dynamos_ko
@@ -101,14 +102,15 @@ def test_functions_are_counted_apart_and_watched_from_their_own_time(probes: Pro
 
 def test_a_call_in_progress_is_counted_as_entered_and_not_returned(probes: Probes) -> None:
     read, write = os.pipe()
-    probes.watch(["pipe_read"])
-    before = probes.counts()["pipe_read"]
+    pipe_read = f"{pipe()}_read"
+    probes.watch([pipe_read])
+    before = probes.counts()[pipe_read]
     with work.forked(lambda: os.read(read, 1)) as (pid,):
-        assert asleep_in(pid, "pipe_read")
-        inside = probes.counts()["pipe_read"]
+        assert asleep_in(pid, pipe_read)
+        inside = probes.counts()[pipe_read]
         os.write(write, b".")
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    after = probes.counts()["pipe_read"]
+    after = probes.counts()[pipe_read]
     assert (inside.entries - before.entries, inside.exits - before.exits) == (1, 0)
     assert (after.entries - before.entries, after.exits - before.exits) == (1, 1)
     os.close(read)
@@ -116,27 +118,29 @@ def test_a_call_in_progress_is_counted_as_entered_and_not_returned(probes: Probe
 
 
 def test_a_call_that_began_before_is_not_seen_to_return(probes: Probes) -> None:
+    pipe_read = f"{pipe()}_read"
     read, write = os.pipe()
     with work.forked(lambda: os.read(read, 1)) as (pid,):
-        assert asleep_in(pid, "pipe_read")
-        probes.watch(["pipe_read"])
+        assert asleep_in(pid, pipe_read)
+        probes.watch([pipe_read])
         os.write(write, b".")
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        assert probes.counts()["pipe_read"] == CallCounts(0, 0, 0)
+        assert probes.counts()[pipe_read] == CallCounts(0, 0, 0)
     os.close(read)
     os.close(write)
 
 
 def test_missed_returns_are_shown() -> None:
+    pipe_read = f"{pipe()}_read"
     read, write = os.pipe()
     with Probes(maxactive=1) as few:
-        few.watch(["pipe_read"])
+        few.watch([pipe_read])
         with work.forked(*[lambda: os.read(read, 1)] * 3) as pids:
-            assert all(asleep_in(pid, "pipe_read") for pid in pids)
+            assert all(asleep_in(pid, pipe_read) for pid in pids)
             os.write(write, b"...")
             for pid in pids:
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            assert few.counts() == {"pipe_read": CallCounts(3, 1, 2)}
+            assert few.counts() == {pipe_read: CallCounts(3, 1, 2)}
     os.close(read)
     os.close(write)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, entered, probed, traced, uses, write_update
+from conftest import Daemon, entered, pipe, probed, traced, uses, write_update
 
 from dynamos_ng import control, kprobes
 from dynamos_ng.build.update import build
@@ -112,18 +112,20 @@ def in_flight(function: str) -> int:
 
 def test_a_sleeper_is_found_though_the_graph_tracer_keeps_its_return_address(cloned: Callable[..., None]) -> None:
     """By the walk and in stack traces; the original and the clone are left by way of the tracer."""
-    with graphed("pipe_read", "schedule") as report, work.sleeping_reader() as before:
-        cloned("graph", "pipe_read")
-        (tracefs() / "set_ftrace_filter").write_text("pipe_read\npipe_read_v1\nschedule")
+    pipe_read = f"{pipe()}_read"
+    with graphed(pipe_read, "schedule") as report, work.sleeping_reader() as before:
+        cloned("graph", pipe_read)
+        (tracefs() / "set_ftrace_filter").write_text(f"{pipe_read}\n{pipe_read}_v1\nschedule")
         with work.sleeping_reader() as inside:
             stack = [line.split()[1] for line in Path(f"/proc/{inside.pid}/stack").read_text().splitlines()]
-            assert stack[0].startswith("pipe_read_v1+")
+            assert stack[0].startswith(f"{pipe_read}_v1+")
             assert stack[-1].startswith("entry_SYS")
-            with pytest.raises(control.Remote, match=f"(?s)PID {inside.pid}\\) sleeps in pipe_read v1.*pipe_read_v1"):
+            holds = f"(?s)PID {inside.pid}\\) sleeps in {pipe_read} v1.*{pipe_read}_v1"
+            with pytest.raises(control.Remote, match=holds):
                 control.call("unload", name="graph", wait=1.0)
-            assert in_flight("pipe_read") == 1
+            assert in_flight(pipe_read) == 1
             for sleeper in (before, inside):
                 sleeper.wake()
                 os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
-        assert in_flight("pipe_read") == 0
-        assert all(f"}} /* {name} " in report() for name in ("pipe_read", "pipe_read_v1", "schedule"))
+        assert in_flight(pipe_read) == 0
+        assert all(f"}} /* {name} " in report() for name in (pipe_read, f"{pipe_read}_v1", "schedule"))
