@@ -72,16 +72,16 @@ class Result:
     console: str
 
 
-def trouble(console: str, expected: str = "") -> str:
+def trouble(console: str, expected: Sequence[str] = ()) -> str:
     """Return the console's first line that reports an oops, BUG or WARN, or an empty text.
 
-    One such line is none if the regular expression `expected` is found in it; that it is missing is trouble as well.
+    For each regular expression of `expected`, one such line in which it is found is none; if it is missing, that is.
     """
     found = [match.group().strip() for match in TROUBLE.finditer(console)]
-    if expected:
-        awaited = next((line for line in found if re.search(expected, line)), None)
+    for pattern in expected:
+        awaited = next((line for line in found if re.search(pattern, line)), None)
         if awaited is None:
-            return found[0] if found else f"it did not say what was expected: {expected}"
+            return found[0] if found else f"it did not say what was expected: {pattern}"
         found.remove(awaited)
     return found[0] if found else ""
 
@@ -105,7 +105,7 @@ def run(
     cmdline: str = "nokaslr",
     checkout: Path = CHECKOUT,
     stop: Callable[[], str] | None = None,
-    expected: str = "",
+    expected: Sequence[str] = (),
     kernel: str = root.DEFAULT,
     cpu: str = "max",
 ) -> Result:
@@ -114,7 +114,7 @@ def run(
     `timeout`: seconds for the command itself; the boot has its own limit. `out_dir` is /out in the guest, CHECKOUT is
     /dynamos (read-only). `on_output` gets the output as it comes. `cmdline`: kernel arguments besides the usual.
     `stop` is asked twice a second; a reason that it gives ends the guest with GuestTimeout.
-    `expected`: a regular expression for the one line of kernel trouble that must come up, and is none then.
+    `expected`: regular expressions, each for one line of kernel trouble that must come up, and is none then.
     `kernel`: one of root.KERNELS. `cpu`: one of PROCESSORS, or a model that QEMU knows.
     Raises GuestTimeout, GuestDied (also when the kernel reported a BUG, WARN or oops), LabError.
     """
@@ -239,7 +239,7 @@ class _Guest:
         return process, _Port(here, self.mark, on_output, stop)
 
     def follow(
-        self, process: subprocess.Popen[bytes], port: _Port, timeout: float, expected: str, *, again: bool
+        self, process: subprocess.Popen[bytes], port: _Port, timeout: float, expected: Sequence[str], *, again: bool
     ) -> Result | None:
         """Follow the output port up to the guest's end, whichever it is, and tell it.
 

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,9 +28,18 @@ class Boot:
     """One guest, run by a thread of a pool."""
 
     def __init__(
-        self, tests: Mapping[str, float], variant: str, kind: Kind, option: argparse.Namespace, pool: Executor
+        self,
+        tests: Mapping[str, float],
+        trouble: Sequence[str],
+        variant: str,
+        kind: Kind,
+        option: argparse.Namespace,
+        pool: Executor,
     ) -> None:
-        """Let POOL run a guest of a KIND for TESTS: their names, and how many seconds each may take."""
+        """Let POOL run a guest of a KIND for TESTS: their names, and how many seconds each may take.
+
+        TROUBLE are regular expressions for what the tests have the kernel report.
+        """
         self.tests = tests
         self.finished = 0
         self.broken = ""
@@ -40,6 +49,7 @@ class Boot:
         self._stop_reason = ""
         self.variant = variant
         self._kind = dict(kind)
+        self._trouble = trouble
         self._option = option
         self._news: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._given_back: list[dict[str, Any]] = []
@@ -101,7 +111,9 @@ class Boot:
             return self._stop_reason
 
         self.release = root.ensure(self._kind["kernel"]).release
-        result = machine.run(argv, timeout=GUEST_SECONDS, out_dir=out, stop=stop, on_output=show, **self._kind)
+        result = machine.run(
+            argv, timeout=GUEST_SECONDS, out_dir=out, stop=stop, on_output=show, expected=self._trouble, **self._kind
+        )
         if result.status not in (0, 1):
             tail = "\n".join(result.output.splitlines()[-40:])
             self.error = f"pytest in the guest ended with status {result.status}:\n{tail}"

@@ -198,7 +198,8 @@ class Guests:
     def _boot(self, kind: Kind, items: Sequence[pytest.Item]) -> Boot:
         """Let a guest of a kind take its turn with these tests."""
         tests = {item.nodeid: limit_of(item) for item in items}
-        self.boots[kind] = Boot(tests, _variant(items[0]), kind, self.config.option, self.pool)
+        trouble = [mark.args[0] for item in items if (mark := item.get_closest_marker("trouble"))]
+        self.boots[kind] = Boot(tests, trouble, _variant(items[0]), kind, self.config.option, self.pool)
         self.all_boots.append(self.boots[kind])
         return self.boots[kind]
 

@@ -24,6 +24,7 @@ FTRACE = ("-pg", "-mfentry", "-mnop-mcount", "-mrecord-mcount")
 #: Flags of the compiler, the bytes of the assembler's ftrace sites, and the functions that only one flavour has.
 FLAVOURS = {
     "cdecl": (("-fno-pic",), "", ()),
+    "endbr32": (("-fno-pic", "-fcf-protection=branch"), "", ()),
     "pic": (("-fPIC", "-fvisibility=hidden"), "", ()),
     "kernel": (
         ("-fno-pic", "-mregparm=3", "-mindirect-branch=thunk-extern", "-mindirect-branch-register", *FTRACE),

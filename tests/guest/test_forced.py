@@ -99,7 +99,7 @@ def kernel_log() -> str:
     return subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.boot(expected=r"WARNING: .*\bfs/eventfd\.c:\d+ (at )?eventfd_signal_mask_v1\+")
+@pytest.mark.trouble(r"WARNING: .*\bfs/eventfd\.c:\d+ (at )?eventfd_signal_mask_v1\+")
 def test_a_warning_in_a_clone_is_reported_like_any_other(cloned: Callable[..., None]) -> None:
     cloned("warns", "eventfd_signal_mask", edited="cmdline_proc_show", source=WARNS)
     Path("/proc/sys/kernel/panic_on_warn").write_text("0")

@@ -93,5 +93,6 @@ def test_each_guest_test_is_reported_as_it_ended(tmp_path: Path) -> None:
     assert "the test did not end within 4 s" in done.stdout
     assert "Kernel panic - not syncing: sysrq triggered crash" in done.stdout
     assert re.search(r"the guest's kernel reported trouble: .*WARNING: said the kernel", done.stdout)
+    assert re.search(r"^6\.1 +6\.1\.\S+ +max +6 +5 +0 +4 +\d+$", done.stdout, re.MULTILINE), "in four guests"
     assert re.search(r"=+ 3 failed, 7 passed, 2 errors in .*=+$", done.stdout.strip())
     assert done.returncode == 1

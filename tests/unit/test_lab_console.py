@@ -83,4 +83,4 @@ WARNED = "[    5.1] WARNING: CPU: 1 PID: 77 at fs/eventfd.c:58 eventfd_signal_ma
     ],
 )
 def test_one_line_of_trouble_may_be_expected_and_must_then_come(console: str, found: str) -> None:
-    assert trouble(console, "eventfd.*_v1") == found
+    assert trouble(console, ["eventfd.*_v1"]) == found
