@@ -1,10 +1,11 @@
-"""The pinned BPF maps: policy, editions, use counters and exec rules.
+"""The pinned BPF maps: policy, editions, use counters, conditions and exec rules.
 
-Redirection handlers read and count in the value areas of the first three (kmod/maps.c checks the same shapes):
+Generated code and dynamos.ko read and count in the value areas of the first four (kmod/maps.c checks the same shapes):
 
     policy    one byte per process, indexed by tgid: its policy class. Seen as a map: value of key P // 8, byte P % 8
     editions  one row of 256 bytes per function id: the edition of each policy class; 0 counts as 1
     use       per CPU, at function id * 16 + edition: {u64 entered, u64 exited}
+    must_update   by the id of a synchronised update's first function: u64, not 0 once phase 3 is wanted
     rules     program name, NUL padded to 16 bytes -> policy class in a u64; read at exec by bpf/classify.c
 
 `bpftool map dump pinned /sys/fs/bpf/dynamos/NAME` shows any of them.
@@ -36,9 +37,12 @@ SHAPES = {
     "policy": bpf.MapShape(bpf.MAP_ARRAY, 4, 8, PID_LIMIT // 8, bpf.F_MMAPABLE),
     "editions": bpf.MapShape(bpf.MAP_ARRAY, 4, uapi.CLASSES, uapi.FUNCTIONS_MAX, bpf.F_MMAPABLE),
     "use": bpf.MapShape(bpf.MAP_PERCPU_ARRAY, 4, 16, uapi.FUNCTIONS_MAX * uapi.EDITIONS_MAX),
+    "must_update": bpf.MapShape(bpf.MAP_ARRAY, 4, 8, uapi.FUNCTIONS_MAX, bpf.F_MMAPABLE),
     "rules": bpf.MapShape(bpf.MAP_HASH, uapi.COMM_MAX, 8, RULES_MAX),
 }
 
+#: Those that dynamos.ko holds, in the order of struct dynamos_maps.
+_HELD = ("policy", "editions", "use", "must_update")
 #: Inode of the first PID namespace (PROC_PID_INIT_INO of include/linux/proc_ns.h).
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 _PAGE = 4096
@@ -106,9 +110,10 @@ class Maps(Closing):
         self._undo.close()
 
     @property
-    def fds(self) -> tuple[int, int, int]:
-        """Return the descriptors of policy, editions and use, for the module."""
-        return self._fd["policy"], self._fd["editions"], self._fd["use"]
+    def fds(self) -> tuple[int, int, int, int]:
+        """Return the descriptors of policy, editions, use and must_update, for the module."""
+        policy, editions, use, wanted = (self._fd[name] for name in _HELD)
+        return policy, editions, use, wanted
 
     # Policy classes
 
@@ -199,13 +204,13 @@ class Maps(Closing):
         return function
 
 
-def open_maps(held: tuple[int, int, int] = (0, 0, 0), directory: Path = PIN_DIR) -> Maps:
+def open_maps(held: tuple[int, int, int, int] = (0, 0, 0, 0), directory: Path = PIN_DIR) -> Maps:
     """Open the pinned maps, and make and pin what is not there.
 
-    `held` names the ids of the policy, editions and use maps that dynamos.ko holds (0: none yet). Those are what
-    running handlers read, so a lost pin is restored from them, and a pin of another map is refused.
+    `held` names the ids of the maps that dynamos.ko holds, in the order of `Maps.fds` (0: none yet). Those are what
+    running code reads, so a lost pin is restored from them, and a pin of another map is refused.
     """
-    ids = {**dict(zip(("policy", "editions", "use"), held, strict=True)), "rules": 0}
+    ids = {**dict(zip(_HELD, held, strict=True)), "rules": 0}
     with ExitStack() as undo:
         fds = {}
         try:

@@ -46,6 +46,7 @@ def verbs(manager: Manager) -> dict[str, Callable[..., Any]]:
         "unload": manager.unload,
         "activate": manager.activate,
         "deactivate": manager.deactivate,
+        "phase": manager.phase,
         "status": manager.status,
         "quiescence": manager.quiescence,
         "policy_show": manager.policy,

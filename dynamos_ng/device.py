@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dynamos_ng import uapi
 from dynamos_ng.closing import Closing
 from dynamos_ng.errors import Busy, DynamosError, KernelRefused, MissingTool
-from dynamos_ng.model import Edition, Function, FunctionState, Holder, StackWalk, Switch, Update, Variable
+from dynamos_ng.model import Edition, Function, FunctionState, Holder, Phase, StackWalk, Switch, Update, Variable
 
 PATH = "/dev/dynamos"
 
@@ -43,11 +43,14 @@ MEANINGS = {
     errno.EILSEQ: "the bytes at the trampoline's place are not the expected ones: "
     "a kprobe or another patch is there; remove it, then try again",
     errno.EAGAIN: "a task is inside what is to be switched: try again",
-    errno.EUNATCH: "its update has hooks or variables, and is not active: activate the update",
+    errno.EUNATCH: "its update has hooks, variables or functions that only switch all together: activate the update",
     errno.ECANCELED: "a hook of the update refused",
     errno.EBUSY: "it is still redirected: deactivate it first",
     errno.EINPROGRESS: "calls are still in progress inside it",
     errno.ETXTBSY: "a task's stack still points into it",
+    errno.EISCONN: "the update is in phase 3: go back to phase 2 first",
+    errno.EUSERS: "other editions than the first are in use",
+    errno.ENOTCONN: "no such move from where the update stands",
 }
 
 
@@ -55,8 +58,8 @@ MEANINGS = {
 class Info:
     """What the module is, and the constants that generated code and BPF programs need; offsets in bytes.
 
-    `pid_offset`, `tgid_offset` and `signal_offset` are of members of struct task_struct, `live_offset` is one of
-    struct signal_struct.
+    `pid_offset`, `tgid_offset`, `signal_offset` and `cpu_offset` are of members of struct task_struct, `live_offset` is
+    one of struct signal_struct.
     """
 
     abi: int
@@ -66,10 +69,11 @@ class Info:
     anchor: int
     functions: int
     redirected: int
-    map_ids: tuple[int, int, int]
+    map_ids: tuple[int, int, int, int]
     pid_offset: int
     signal_offset: int
     live_offset: int
+    cpu_offset: int
 
 
 def meaning(number: int) -> str:
@@ -125,15 +129,18 @@ class Device(Closing):
             raw.anchor,
             raw.functions,
             raw.redirected,
-            (raw.map_id[0], raw.map_id[1], raw.map_id[2]),
+            (raw.map_id[0], raw.map_id[1], raw.map_id[2], raw.map_id[3]),
             raw.pid_offset,
             raw.signal_offset,
             raw.live_offset,
+            raw.cpu_offset,
         )
 
-    def set_maps(self, policy_fd: int, editions_fd: int, use_fd: int) -> None:
-        """Hand over the three maps by descriptor; the module keeps its own references."""
-        raw = uapi.Maps(policy_fd=policy_fd, editions_fd=editions_fd, use_fd=use_fd)
+    def set_maps(self, policy_fd: int, editions_fd: int, use_fd: int, must_update_fd: int) -> None:
+        """Hand over the four maps by descriptor; the module keeps its own references."""
+        raw = uapi.Maps(
+            policy_fd=policy_fd, editions_fd=editions_fd, use_fd=use_fd, must_update_fd=must_update_fd
+        )
         if code := self._ioctl(uapi.IOC_MAPS, raw):
             what = (
                 "dynamos.ko holds other maps already: restore their pins, or unload all updates and rmmod dynamos"
@@ -224,6 +231,20 @@ class Device(Closing):
             for h in room[: min(raw.nr_holders, max_holders)]
         )
         return StackWalk(holders, raw.nr_holders, raw.tasks, raw.words, raw.stop_ns)
+
+    def phase(self, update: str, move: int = uapi.PHASE_ASK) -> Phase:
+        """Make a move of the module `update`, and return where it stands then."""
+        raw = uapi.Phase(update=update.encode(), move=move)
+        if code := self._ioctl(uapi.IOC_PHASE, raw):
+            raise KernelRefused(f"phase {update}: {meaning(code)}", code)
+        delayed = None
+        if raw.phase == 1 and raw.culprit.pid:
+            comm = raw.culprit.comm.decode(errors="replace")
+            delayed = Holder(raw.culprit.pid, 0, comm, raw.culprit.address, 1)
+        return Phase(
+            raw.phase, bool(raw.flags & uapi.CONSISTENT), bool(raw.flags & uapi.PHASED),
+            bool(raw.must_update), raw.pinned, raw.stop_ns, delayed,
+        )  # fmt: skip
 
     def retire(self, update: str) -> None:
         """Prove that nothing runs an update's code, and let the module `update` be unloaded."""

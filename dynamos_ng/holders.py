@@ -18,10 +18,10 @@ def placed(holder: Holder, ranges: Sequence[tuple[int, int, str, int]], symbols:
     return replace(holder, stack=stack)
 
 
-def held(update: Update, walk: StackWalk, wait: float, active: bool) -> str:
+def held(verb: str, update: Update, walk: StackWalk, wait: float, active: bool) -> str:
     """Say who is in the way of a removal, and what is true now."""
     lines = [
-        f"unload {update.name}: still in use after {wait:g} s; "
+        f"{verb} {update.name}: still in use after {wait:g} s; "
         + ("it stays active" if active else "it stays loaded")
         + "; wait longer with --wait"
     ]

@@ -16,6 +16,7 @@ __all__ = [
     "FunctionState",
     "FunctionStatus",
     "Holder",
+    "Phase",
     "Policy",
     "Quiescence",
     "Refusal",
@@ -184,6 +185,24 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Where an update that gets on by itself stands.
+
+    `phase` is 0 while it is not active, and else the phase of a synchronised update; `must_update` says whether phase 3
+    is wanted. `pinned` counts the tasks that a consistent group keeps to edition 1. `delayed` is a task that keeps a
+    synchronised update in phase 1. `stop_ns` is the time that a move took in its stop.
+    """
+
+    phase: int
+    consistent: bool
+    phased: bool
+    must_update: bool
+    pinned: int
+    stop_ns: int = 0
+    delayed: Holder | None = None
+
+
+@dataclass(frozen=True)
 class Quiescence:
     """What three sources say of one function: use counters, probes, stacks.
 
@@ -240,6 +259,7 @@ class UpdateStatus:
 
     name: str
     state: FunctionState
+    phase: Phase
     functions: tuple[FunctionStatus, ...]
     variables: tuple[Variable, ...] = ()
     shadows: int = 0

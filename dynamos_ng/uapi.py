@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI = 4
+ABI = 5
 FUNCTIONS_MAX = 1024
 EDITIONS_MAX = 16
 CLASSES = 256
@@ -24,7 +24,13 @@ DRAINING = 2
 
 NEVER_RETURNS = 1
 QUIESCENT = 1
+CONSISTENT = 2
+PHASED = 4
 EXPECTS = 1
+
+PHASE_ASK = 0
+PHASE_RAISE = 1
+PHASE_BACK = 2
 
 
 class Info(c.Structure):
@@ -39,10 +45,11 @@ class Info(c.Structure):
         ("anchor", c.c_uint64),
         ("functions", c.c_uint32),
         ("redirected", c.c_uint32),
-        ("map_id", c.c_uint32 * 3),
+        ("map_id", c.c_uint32 * 4),
         ("pid_offset", c.c_uint32),
         ("signal_offset", c.c_uint32),
         ("live_offset", c.c_uint32),
+        ("cpu_offset", c.c_uint32),
     ]
 
 
@@ -54,6 +61,7 @@ class Maps(c.Structure):
         ("policy_fd", c.c_int32),
         ("editions_fd", c.c_int32),
         ("use_fd", c.c_int32),
+        ("must_update_fd", c.c_int32),
     ]
 
 
@@ -196,6 +204,22 @@ class Retire(c.Structure):
     ]
 
 
+class Phase(c.Structure):
+    """struct dynamos_phase"""
+
+    _fields_ = [
+        ("size", c.c_uint32),
+        ("move", c.c_uint32),
+        ("update", c.c_char * UPDATE_MAX),
+        ("flags", c.c_uint32),
+        ("phase", c.c_uint32),
+        ("must_update", c.c_uint32),
+        ("pinned", c.c_uint32),
+        ("stop_ns", c.c_uint64),
+        ("culprit", Culprit),
+    ]
+
+
 _IOC_TYPE = 0xD7
 _WRITE, _READ = 1, 2
 
@@ -212,5 +236,6 @@ IOC_ACTIVATE = _ioc(_READ | _WRITE, 3, Switch)
 IOC_DEACTIVATE = _ioc(_READ | _WRITE, 4, Switch)
 IOC_STACKS = _ioc(_READ | _WRITE, 5, Stacks)
 IOC_RETIRE = _ioc(_READ | _WRITE, 6, Retire)
+IOC_PHASE = _ioc(_READ | _WRITE, 8, Phase)
 IOC_UPDATE = _ioc(_READ | _WRITE, 9, UpdateInfo)
 IOC_VARIABLE = _ioc(_READ | _WRITE, 10, VariableInfo)

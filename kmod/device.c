@@ -46,6 +46,7 @@ static int ioctl_info(void __user *arg)
 	info.pid_offset = offsetof(struct task_struct, pid);
 	info.signal_offset = offsetof(struct task_struct, signal);
 	info.live_offset = offsetof(struct signal_struct, live);
+	info.cpu_offset = offsetof(struct task_struct, thread_info.cpu);
 	info.pid_limit = PID_MAX_LIMIT;
 	info.anchor = (unsigned long)&init_task;
 	mutex_lock(&redirect_lock);
@@ -63,7 +64,8 @@ static int ioctl_maps(void __user *arg)
 	if (err)
 		return err;
 	mutex_lock(&redirect_lock);
-	err = maps_set(maps.policy_fd, maps.editions_fd, maps.use_fd);
+	err = maps_set(maps.policy_fd, maps.editions_fd, maps.use_fd,
+		       maps.must_update_fd);
 	mutex_unlock(&redirect_lock);
 	return err;
 }
@@ -208,6 +210,22 @@ static int ioctl_retire(void __user *arg)
 	return copy_out(arg, &retire, sizeof(retire), err);
 }
 
+static int ioctl_phase(void __user *arg)
+{
+	struct dynamos_phase phase;
+	int err = copy_in(&phase, arg, sizeof(phase));
+
+	if (err)
+		return err;
+	if (phase.move > DYNAMOS_PHASE_BACK ||
+	    strnlen(phase.update, sizeof(phase.update)) == sizeof(phase.update))
+		return -EINVAL;
+	mutex_lock(&redirect_lock);
+	err = phase_ioctl(&phase);
+	mutex_unlock(&redirect_lock);
+	return copy_out(arg, &phase, sizeof(phase), err);
+}
+
 static long device_ioctl(struct file *file, unsigned int command, unsigned long arg)
 {
 	void __user *user = (void __user *)arg;
@@ -233,6 +251,8 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 		return ioctl_update(user);
 	case DYNAMOS_IOC_VARIABLE:
 		return ioctl_variable(user);
+	case DYNAMOS_IOC_PHASE:
+		return ioctl_phase(user);
 	default:
 		return -ENOTTY;
 	}

@@ -24,16 +24,25 @@ static inline void culprit_clear(struct dynamos_culprit *culprit)
 	*culprit = (struct dynamos_culprit){ .function = ~0U };
 }
 
+static inline void culprit_task(struct dynamos_culprit *culprit,
+				const struct task_struct *task, unsigned long address)
+{
+	culprit->pid = task->pid;
+	culprit->address = address;
+	memcpy(culprit->comm, task->comm, sizeof(culprit->comm));
+}
+
 /* maps.c: the BPF maps, handed over once and held until the module goes. */
 extern u8 *dynamos_policy;
-int maps_set(int policy_fd, int editions_fd, int use_fd);
+int maps_set(int policy_fd, int editions_fd, int use_fd, int must_update_fd);
 void maps_put(void);
 bool maps_ready(void);
-void maps_ids(u32 id[3]);
+void maps_ids(u32 id[4]);
 u8 *editions_row(u32 function);
 void __percpu *use_counter(u32 function, u32 edition);
 void use_reset(u32 function, u32 edition);
 unsigned long use_in_flight(u32 function, u32 edition);
+u64 *must_update(u32 function);
 
 /* update.c: the table of updates. */
 struct update {
@@ -44,11 +53,18 @@ struct update {
 	struct variable *variables;		/* owned, as many as it told of */
 	struct dynamos_shadows *shadows;	/* owned: all tables, newest first */
 	struct dynamos_shadows *fresh;		/* of an activation under way */
+	struct group *group;			/* owned; NULL unless it is consistent */
+	struct code *old;			/* owned; NULL unless it is phased */
+	u32 phase;
+	u32 pinned;				/* tasks that keep to edition 1 */
+	struct dynamos_culprit culprit;		/* who delays it */
 };
+
+extern struct list_head updates;
 
 struct update *update_by_name(const char *name);
 struct update *update_by_id(u32 id);
-bool update_allows(const struct module *owner, const struct update *named);
+bool update_allows(const struct module *owner, const struct update *named, bool activate);
 int update_begin(struct update *update, bool activate, struct dynamos_switch *sw);
 int update_ready(struct update *update, bool activate, struct dynamos_switch *sw);
 void update_write(struct update *update, bool activate, struct dynamos_switch *sw);
@@ -90,6 +106,8 @@ extern struct mutex redirect_lock;
 int redirect_add(const struct dynamos_update *update);
 void redirect_remove(const struct module *owner);
 int redirect_info(struct dynamos_function_info *info);
+u32 redirect_next(const struct update *update, u32 id);
+const struct dynamos_function *redirect_function(u32 id);
 void redirect_totals(u32 *functions, u32 *redirected);
 int redirect_activate(const u32 *ids, u32 count, struct dynamos_switch *sw);
 int redirect_deactivate(const u32 *ids, u32 count, struct dynamos_switch *sw);
@@ -140,6 +158,34 @@ int stack_holders(const struct dynamos_range *ranges, u32 nr_ranges,
 		  struct dynamos_holder *holders, struct dynamos_stacks *stacks);
 void stack_bound_module(const struct module *module, struct stack_scan *scan);
 int stack_module_clear(struct module *module, struct dynamos_retire *retire);
+
+/* code.c: pieces of code, sorted. */
+struct code {
+	u32 count;
+	struct dynamos_part parts[];
+};
+
+struct code *code_new(u32 most);
+void code_add(struct code *code, const struct dynamos_part *parts, u32 count);
+bool code_holds(const struct code *code, unsigned long address);
+void code_scan(const struct code *code, bool (*seen)(struct stack_scan *scan,
+	       struct task_struct *task, unsigned long word), void *context);
+
+/* group.c: the states of tasks in a consistent group. */
+struct group *group_new(const struct dynamos_function *functions, unsigned long count);
+void group_free(struct group *group);
+void *group_states(struct group *group);
+u32 group_settle(struct group *group, bool pin);
+
+/* phase.c: how an update gets on by itself. */
+int phase_add(struct update *update);
+void phase_remove(struct update *update);
+bool phase_together(const struct update *update);
+int phase_check(struct update *update, bool activate);
+void phase_switched(struct update *update, bool activate);
+void phase_follow(void);
+int phase_ioctl(struct dynamos_phase *phase);
+void phase_exit(void);
 
 /* unexported.c: the one place that reaches for what the kernel does not export. */
 int unexported_init(void);

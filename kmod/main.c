@@ -23,6 +23,7 @@ static int __init dynamos_init(void)
 static void __exit dynamos_exit(void)
 {
 	device_exit();
+	phase_exit();
 	maps_put();
 }
 

@@ -5,6 +5,7 @@
  * policy	array of bytes, indexed by tgid: the process's policy class
  * editions	one row of 256 bytes per function: the edition of each class
  * use		per CPU and per function and edition: entered, exited
+ * must_update	by an update's first function: whether phase 3 is wanted
  *
  * The addresses of their value areas are compiled into running handlers, so
  * the maps are held from the first MAPS call until this module goes, which
@@ -31,7 +32,7 @@ static unsigned long use_word(const u64 *count)
 	return READ_ONCE(*(const unsigned long *)count);
 }
 
-enum { POLICY, EDITIONS, USE, NR_MAPS };
+enum { POLICY, EDITIONS, USE, MUST_UPDATE, NR_MAPS };
 
 struct map_shape {
 	enum bpf_map_type type;
@@ -47,6 +48,8 @@ static const struct map_shape shapes[NR_MAPS] = {
 		       DYNAMOS_FUNCTIONS_MAX, BPF_F_MMAPABLE },
 	[USE] = { BPF_MAP_TYPE_PERCPU_ARRAY, sizeof(struct use_count),
 		  DYNAMOS_FUNCTIONS_MAX * DYNAMOS_EDITIONS_MAX, 0 },
+	[MUST_UPDATE] = { BPF_MAP_TYPE_ARRAY, sizeof(u64), DYNAMOS_FUNCTIONS_MAX,
+			  BPF_F_MMAPABLE },
 };
 
 /* Written under redirect_lock, once. */
@@ -77,16 +80,17 @@ static int map_check(const struct bpf_map *map, const struct map_shape *shape)
 }
 
 /**
- * maps_set() - check the three maps and hold them
+ * maps_set() - check the four maps and hold them
  * @policy_fd: descriptor of the policy map
  * @editions_fd: descriptor of the editions map
  * @use_fd: descriptor of the use map
+ * @must_update_fd: descriptor of the must_update map
  *
  * Return: 0, also when the same maps are held already; or the uapi's errno.
  */
-int maps_set(int policy_fd, int editions_fd, int use_fd)
+int maps_set(int policy_fd, int editions_fd, int use_fd, int must_update_fd)
 {
-	const int fds[NR_MAPS] = { policy_fd, editions_fd, use_fd };
+	const int fds[NR_MAPS] = { policy_fd, editions_fd, use_fd, must_update_fd };
 	struct bpf_map *got[NR_MAPS] = {};
 	int i, err = 0;
 
@@ -128,7 +132,7 @@ bool maps_ready(void)
 	return maps[USE];
 }
 
-void maps_ids(u32 id[3])
+void maps_ids(u32 id[4])
 {
 	int i;
 
@@ -139,6 +143,11 @@ void maps_ids(u32 id[3])
 u8 *editions_row(u32 function)
 {
 	return (u8 *)array_of(EDITIONS)->value + function * DYNAMOS_CLASSES;
+}
+
+u64 *must_update(u32 function)
+{
+	return (u64 *)array_of(MUST_UPDATE)->value + function;
 }
 
 void __percpu *use_counter(u32 function, u32 edition)

@@ -183,6 +183,26 @@ int redirect_info(struct dynamos_function_info *info)
 	return 0;
 }
 
+/**
+ * redirect_next() - find the next function of an update
+ * @update: whose
+ * @id: the first id to consider
+ *
+ * Return: its id, or DYNAMOS_FUNCTIONS_MAX.
+ */
+u32 redirect_next(const struct update *update, u32 id)
+{
+	while (id < DYNAMOS_FUNCTIONS_MAX &&
+	       !(redirects[id] && redirects[id]->owner == update->told->owner))
+		id++;
+	return id;
+}
+
+const struct dynamos_function *redirect_function(u32 id)
+{
+	return redirects[id]->function;
+}
+
 void redirect_totals(u32 *functions, u32 *redirected)
 {
 	u32 id;
@@ -246,7 +266,7 @@ static int patches_prepare(struct text_patch *patches, const u32 *ids, u32 count
 			err = -EEXIST;
 			break;
 		}
-		if (activate && !update_allows(redirect->owner, update)) {
+		if (!update_allows(redirect->owner, update, activate)) {
 			err = -EUNATCH;
 			break;
 		}
@@ -306,6 +326,17 @@ static int modules_get(const u32 *ids, u32 count, struct dynamos_culprit *culpri
 	return 0;
 }
 
+/* Whether these are all functions of an update, and no others. */
+static bool whole_update(const struct update *update, const u32 *ids, u32 count)
+{
+	u32 i;
+
+	for (i = 0; i < count; i++)
+		if (redirects[ids[i]]->owner != update->told->owner)
+			return false;
+	return count == update->told->count;
+}
+
 static int redirect_switch(const u32 *ids, u32 count, bool activate,
 			   struct dynamos_switch *sw)
 {
@@ -327,6 +358,10 @@ static int redirect_switch(const u32 *ids, u32 count, bool activate,
 	err = patches_prepare(patches, ids, count, activate, update, &sw->culprit);
 	if (err)
 		goto out_free;
+	if (update && phase_together(update) && !whole_update(update, ids, count)) {
+		err = -EUNATCH;
+		goto out_unmap;
+	}
 	if (activate) {
 		err = modules_get(ids, count, &sw->culprit);
 		if (err)

@@ -388,12 +388,9 @@ static bool module_seen(struct stack_scan *scan, struct task_struct *task,
 			unsigned long word)
 {
 	struct module_scan *found = scan->context;
-	struct dynamos_culprit *culprit = &found->retire->culprit;
 
 	found->held = true;
-	culprit->pid = task->pid;
-	culprit->address = word;
-	memcpy(culprit->comm, task->comm, sizeof(culprit->comm));
+	culprit_task(&found->retire->culprit, task, word);
 	return true;
 }
 

@@ -97,9 +97,7 @@ static bool inside_seen(struct stack_scan *scan, struct task_struct *task,
 		} else {
 			work->held = true;
 			culprit->function = patch->function;
-			culprit->pid = task->pid;
-			culprit->address = word;
-			memcpy(culprit->comm, task->comm, sizeof(culprit->comm));
+			culprit_task(culprit, task, word);
 			return true;
 		}
 	}

@@ -12,12 +12,13 @@
  */
 #include <linux/list.h>
 #include <linux/module.h>
+#include <linux/rcupdate.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
 
 #include "dynamos.h"
 
-static LIST_HEAD(updates);	/* guarded by redirect_lock */
+LIST_HEAD(updates);	/* guarded by redirect_lock */
 static u32 last_id;
 
 /**
@@ -67,7 +68,8 @@ static int update_check(const struct dynamos_update *told)
 	unsigned long i;
 	int err = 0;
 
-	if (told->size != sizeof(*told) || (told->flags & ~DYNAMOS_QUIESCENT) ||
+	if (told->size != sizeof(*told) ||
+	    (told->flags & ~(DYNAMOS_QUIESCENT | DYNAMOS_CONSISTENT | DYNAMOS_PHASED)) ||
 	    memchr_inv(told->reserved, 0, sizeof(told->reserved)))
 		return -ENOEXEC;
 	if (told->anchor != (unsigned long)&init_task)
@@ -114,13 +116,21 @@ int dynamos_register(const struct dynamos_update *told)
 		return -ENOMEM;
 	mutex_lock(&redirect_lock);
 	err = maps_ready() ? redirect_add(told) : -ENODATA;
-	if (!err) {
-		update->id = ++last_id;
-		list_add_tail(&update->list, &updates);
-	}
-	mutex_unlock(&redirect_lock);
 	if (err)
-		update_free(update);
+		goto out_free;
+	err = phase_add(update);
+	if (err)
+		goto out_remove;
+	update->id = ++last_id;
+	list_add_tail(&update->list, &updates);
+	mutex_unlock(&redirect_lock);
+	return 0;
+
+out_remove:
+	redirect_remove(told->owner);
+out_free:
+	mutex_unlock(&redirect_lock);
+	update_free(update);
 	return err;
 }
 EXPORT_SYMBOL_GPL(dynamos_register);
@@ -130,9 +140,10 @@ void dynamos_unregister(const struct dynamos_update *told)
 	struct update *update;
 
 	mutex_lock(&redirect_lock);
-	redirect_remove(told->owner);
 	update = update_by_name(told->owner->name);
 	WARN_ON_ONCE(update->state != DYNAMOS_LOADED);
+	phase_remove(update);
+	redirect_remove(told->owner);
 	list_del(&update->list);
 	mutex_unlock(&redirect_lock);
 	update_free(update);
@@ -174,15 +185,21 @@ static int variables_taken(const struct update *update, struct dynamos_culprit *
  * update_allows() - whether functions may be redirected in a stop
  * @owner: their update's module
  * @named: the update that the stop is for, or NULL
+ * @activate: which way
  *
- * Editions may rely on the hooks of their update having run.
+ * Editions may rely on the hooks of their update having run; and functions that
+ * switch together switch with their update.
  */
-bool update_allows(const struct module *owner, const struct update *named)
+bool update_allows(const struct module *owner, const struct update *named, bool activate)
 {
 	const struct update *update = update_by_name(owner->name);
 	const struct dynamos_update *told = update->told;
 
-	return update == named || update->state == DYNAMOS_REDIRECTED ||
+	if (update == named)
+		return true;
+	if (phase_together(update))
+		return false;
+	return !activate || update->state == DYNAMOS_REDIRECTED ||
 	       (!told->nr_variables && !told->before->run && !told->in_stop->run &&
 		!told->after->run);
 }
@@ -271,6 +288,9 @@ int update_begin(struct update *update, bool activate, struct dynamos_switch *sw
 		return 0;
 	if ((update->state == DYNAMOS_REDIRECTED) == activate)
 		return -EALREADY;
+	/* Who was preempted before its call was counted may yet begin one. */
+	if (update->group && !activate)
+		synchronize_rcu_tasks();
 	return activate ? activation_begin(update, sw) : deactivation_begin(update, sw);
 }
 
@@ -299,6 +319,8 @@ int update_ready(struct update *update, bool activate, struct dynamos_switch *sw
 		if (!err)
 			*told->shadows = update->fresh;
 	}
+	if (!err)
+		err = phase_check(update, activate);
 	if (!err && step)
 		err = hook_result(step(), (unsigned long)step, sw);
 	if (err && activate)
@@ -323,6 +345,7 @@ void update_write(struct update *update, bool activate, struct dynamos_switch *s
 					     update->told->nr_variables);
 		*update->told->shadows = NULL;
 	}
+	phase_switched(update, activate);
 }
 
 /**
@@ -339,6 +362,8 @@ void update_end(struct update *update, bool activate, int err)
 		activation_end(update, err);
 	else
 		deactivation_end(update, err);
+	if (!err && phase_together(update))
+		phase_follow();
 }
 
 /**

@@ -70,7 +70,8 @@ class Arch(ABC):
     `idle` holds the forms of a ftrace site that nobody uses, `endbr` those of an entry of indirect branches.
     `relocations` gives name, width in bytes and whether relative to the place, by ELF type; `return_thunks` says
     whether its kernels may replace returns by jumps. Registers that a C function does not care about come first choice
-    first: at its entry, when it returns, when it jumps to another.
+    first: at its entry, when it returns, when it jumps to another. `pair` are two that `select` uses, the second for
+    what is `chosen`.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Arch(ABC):
     free_at_tail: tuple[str, ...]
     spare: str
     chosen: str
+    pair: tuple[str, str]
 
     @abstractmethod
     def decode(self, code: bytes, address: int) -> tuple[list[Instruction], int]:

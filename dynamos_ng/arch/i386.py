@@ -80,4 +80,5 @@ ARCH = _I386(
     free_at_tail=(),
     spare="ecx",
     chosen="cl",
+    pair=("eax", "ecx"),
 )

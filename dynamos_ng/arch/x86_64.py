@@ -73,4 +73,5 @@ ARCH = _X8664(
     free_at_tail=("r11", "r10"),
     spare="r11",
     chosen="r11b",
+    pair=("r10", "r11"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class Description:
     """An update as its author wrote it; `symbols` gives positions of ambiguous kernel symbols.
 
     A `quiescent` one is switched only in a stop in which no task is in its functions.
+    If `consistent`, a task keeps to one edition from its outermost call of a function on; if `phased`, the update is a
+    synchronised one.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Description:
     summary: str = ""
     variables: tuple[VariableChange, ...] = ()
     quiescent: bool = False
+    consistent: bool = False
+    phased: bool = False
 
     @property
     def module(self) -> str:
@@ -102,7 +106,8 @@ def read(folder: Path) -> Description:
 def parse(table: Mapping[str, Any], folder: Path) -> Description:
     """Check the table of FOLDER/update.toml and return its values."""
     check = _Checker(folder / FILE)
-    check.keys(table, {"name", "summary", "sources", "function", "symbols", "variable", "quiescent"}, "")
+    known = {"name", "summary", "sources", "function", "symbols", "variable", "quiescent", "consistent", "phased"}
+    check.keys(table, known, "")
     name = check.text(table, "name", folder.name)
     if not NAME.fullmatch(name) or len(name) > NAME_MAX:
         check.fail("name", f"{name!r} must be lower-case letters, digits, - and _, at most {NAME_MAX} of them")
@@ -131,7 +136,26 @@ def parse(table: Mapping[str, Any], folder: Path) -> Description:
     return Description(
         name, folder, tuple(folder / source for source in sources), changes, dict(symbols),
         check.text(table, "summary", ""), variables, check.truth(table, "quiescent", False),
+        *_switching(check, table, changes),
     )  # fmt: skip
+
+
+def _switching(
+    check: _Checker, table: Mapping[str, Any], changes: Sequence[FunctionChange]
+) -> tuple[bool, bool]:
+    """Return whether the functions are a consistent group, and whether the update is a synchronised one."""
+    consistent, phased = check.truth(table, "consistent", False), check.truth(table, "phased", False)
+    if consistent and phased:
+        check.fail("consistent", "a synchronised update moves tasks over while they are inside: leave out one of both")
+    if phased:
+        if not any(2 in change.editions for change in changes):
+            check.fail("phased", "a function that sleeps needs an edition 2, which looks whether phase 3 has begun")
+        if not any(3 in change.editions for change in changes):
+            check.fail("phased", "no function has an edition 3, so phase 3 would change nothing")
+        for change in changes:
+            if change.editions and max(change.editions) > 3:
+                check.fail("phased", f"{change.name}: editions are 2 (intermediate) and 3 (new)")
+    return consistent, phased
 
 
 def _change(check: _Checker, entry: Mapping[str, Any], index: int) -> FunctionChange:

@@ -21,13 +21,14 @@ from dynamos_ng.rewrite.update import Redirect, generate
 #: What the authors' sources include for hooks and shadow data.
 HEADER = "dynamos_update.h"
 #: What the wrapper and the module loader define.
-PROVIDED = frozenset(("__this_module", "dynamos_shadows"))
+PROVIDED = frozenset(("__this_module", "dynamos_phase", "dynamos_shadows"))
 #: The authors' C files, compiled and joined; the name cannot be that of one of them.
 EDITIONS = "dynamos-editions.o"
 
 EDITIONS_KBUILD = """\
 obj-m := {object}
 {stem}-y := {objects}
+ccflags-y := -I$(src)
 """
 MODULE_KBUILD = """\
 obj-m := {module}.o
@@ -64,10 +65,12 @@ def build(folder: Path, output: Path) -> Path:
             Redirect(original, {edition: change.symbol(edition) for edition in change.editions})
             for original, change in zip(originals, wanted.functions, strict=True)
         ]
-        constants = Constants(info.current_offset, info.tgid_offset, _return_thunk(originals))
+        constants = Constants(
+            info.current_offset, info.tgid_offset, _return_thunk(originals), info.pid_offset, info.cpu_offset
+        )
         resolve = _resolver(kernel, wanted)
         _check_keys(kernel, objects, resolve)
-        text = generate(redirects, objects, constants, resolve, written, kernel.arch)
+        text = generate(redirects, objects, constants, resolve, written, kernel.arch, wanted.consistent)
         module = _link(wanted, info, text, work / "module")
         try:
             return Path(shutil.copy(module, output))
@@ -152,7 +155,7 @@ def _link(wanted: Description, info: Info, text: str, work: Path) -> Path:
         shutil.copy(path, work)
     shutil.copy(dynamos_ko.folder() / "Module.symvers", work / "dynamos.symvers")
     (work / "update.S").write_text(text)
-    flags = uapi.QUIESCENT if wanted.quiescent else 0
+    flags = uapi.QUIESCENT * wanted.quiescent | uapi.CONSISTENT * wanted.consistent | uapi.PHASED * wanted.phased
     (work / "Kbuild").write_text(MODULE_KBUILD.format(module=wanted.module, anchor=info.anchor, flags=flags))
     kbuild.make(work, "modules")
     return work / f"{wanted.module}.ko"

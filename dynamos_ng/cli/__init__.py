@@ -74,7 +74,13 @@ def _activate(options: argparse.Namespace) -> int:
 
 
 def _deactivate(options: argparse.Namespace) -> int:
-    return _show(options, control.call("deactivate", name=options.update), tables.change)
+    wait = None if options.wait else options.timeout
+    return _show(options, control.call("deactivate", name=options.update, wait=wait), tables.change)
+
+
+def _phase(options: argparse.Namespace) -> int:
+    result = control.call("phase", name=options.update, move=options.move or "")
+    return _show(options, result, lambda value: tables.phase(options.update, value))
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -103,6 +109,12 @@ def _policy_set(options: argparse.Namespace) -> int:
     else:
         control.call("policy_rule", comm=options.comm, policy_class=chosen)
     return _policy_show(options)
+
+
+def _waiting(one: argparse.ArgumentParser) -> None:
+    """Let it be said how long to wait for those who are inside."""
+    one.add_argument("--wait", action="store_true", help="keep trying until it succeeds")
+    one.add_argument("--timeout", type=float, default=5.0, metavar="S", help="give up after S seconds (5)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -136,8 +148,7 @@ def parser() -> argparse.ArgumentParser:
     one = verb("unload", _unload, "take an update back: deactivate, wait for quiescence, free its code")
     one.add_argument("update", nargs="?")
     one.add_argument("--all", action="store_true", help="every loaded update")
-    one.add_argument("--wait", action="store_true", help="keep trying until it succeeds")
-    one.add_argument("--timeout", type=float, default=5.0, metavar="S", help="give up after S seconds (5)")
+    _waiting(one)
 
     one = verb("activate", _activate, "redirect all functions of an update in one stop")
     one.add_argument("update")
@@ -147,6 +158,14 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("deactivate", _deactivate, "give an update's functions back to their originals")
     one.add_argument("update")
+    _waiting(one)
+
+    one = verb("phase", _phase, "where a synchronised update or a consistent group stands")
+    one.add_argument("update")
+    move = one.add_mutually_exclusive_group()
+    move.add_argument("--raise", dest="move", action="store_const", const="raise",
+                      help="raise must_update: phase 3 follows on phase 2")  # fmt: skip
+    move.add_argument("--back", dest="move", action="store_const", const="back", help="from phase 3 to phase 2")
 
     verb("status", _status, "show updates, functions, editions and their use")
 

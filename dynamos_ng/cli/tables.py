@@ -13,8 +13,10 @@ from rich.text import Text
 from dynamos_ng.errors import GuestDied, GuestTimeout
 from dynamos_ng.lab.matrix import Row
 
-WORDS = {"loaded": "[disabled]", "redirected": "[enabled]", "draining": "[disabling...]"}
-COLOURS = {"loaded": "", "redirected": "green", "draining": "yellow"}
+WORDS = {
+    "loaded": "[disabled]", "enabling": "[enabling...]", "redirected": "[enabled]", "draining": "[disabling...]",
+}  # fmt: skip
+COLOURS = {"loaded": "", "enabling": "yellow", "redirected": "green", "draining": "yellow"}
 
 console = Console(highlight=False)
 
@@ -62,27 +64,28 @@ def status(snapshot: dict[str, Any]) -> None:
     if not snapshot["updates"]:
         console.print("no update is loaded")
         return
-    table = plain_table("update", "state", "function", "", "#entered", "#exited", "#in flight", "classes")
     for update in snapshot["updates"]:
-        first: list[Any] = [update["name"], state(update["state"])]
+        word = state("enabling" if _gets_on(update["phase"]) else update["state"])
+        console.print(Text(f"{update['name']} ", style="bold") + word)
+        table = plain_table("  function", "", "#entered", "#exited", "#in flight", "classes")
         for status in update["functions"]:
-            name = status["function"]["name"]
+            name = f"  {status['function']['name']}"
             chosen = _classes_by_edition(bytes.fromhex(status["row"]))
             for use in status["uses"]:
                 number = use["number"]
                 table.add_row(
-                    *first, name, f"v{number}", str(use["entered"]), str(use["exited"]),
+                    name, f"v{number}", str(use["entered"]), str(use["exited"]),
                     str(_in_flight(use)), chosen.get(number, "-"),
                 )  # fmt: skip
-                first, name = ["", ""], ""
-        if not update["functions"]:
-            table.add_row(*first, *["-"] * 6)
-    console.print(table)
-    for update in snapshot["updates"]:
+                name = ""
+        if update["functions"]:
+            console.print(table)
+        if update["phase"]["phased"] or update["phase"]["consistent"]:
+            phase(update["name"], update["phase"])
         for variable in update["variables"]:
-            console.print(f"{update['name']}: {_variable(variable)}", markup=False)
+            console.print(f"  {_variable(variable)}", markup=False)
         if update["shadows"]:
-            console.print(f"{update['name']}: {update['shadows']} objects have shadow data", markup=False)
+            console.print(f"  {update['shadows']} objects have shadow data", markup=False)
         for status in update["functions"]:
             for note in status["notes"]:
                 console.print(f"{status['function']['name']}: {note}", markup=False)
@@ -92,6 +95,31 @@ def _variable(variable: dict[str, Any]) -> str:
     """Return a variable's value, and the one that the update has for it where that is another."""
     now, value = (int.from_bytes(bytes.fromhex(variable[key]), "little") for key in ("now", "value"))
     return f"variable {variable['name']} is {now}" + ("" if now == value else f", the update's value is {value}")
+
+
+def _gets_on(value: dict[str, Any]) -> bool:
+    """Tell whether tasks are still to leave what was before an activation."""
+    return bool(value["phase"] == 1 or value["pinned"])
+
+
+def phase(name: str, value: dict[str, Any]) -> None:
+    """Show where an update stands that gets on by itself."""
+    if value["phased"]:
+        words = {
+            0: "not active",
+            1: "phase 1: tasks may still be in originals or first editions",
+            2: "phase 2: nobody is in an original or a first edition",
+            3: "phase 3: new calls run the new editions",
+        }[value["phase"]]
+        if value["must_update"] and value["phase"] in (1, 2):
+            words += "; phase 3 is wanted"
+        if task := value["delayed"]:
+            words += f"; TID {task['pid']} ({task['comm']}) is, at {task['address']}"
+    elif value["consistent"]:
+        words = f"consistent group; {value['pinned']} tasks keep to v1 until they leave the originals"
+    else:
+        words = "neither a synchronised update nor a consistent group"
+    console.print(f"{name}: {words}", markup=False)
 
 
 def _classes_by_edition(row: bytes) -> dict[int, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dynamos_ng.rewrite import consistency
 from dynamos_ng.rewrite.writer import Edition, Tables, deeper, pushing
 
 
@@ -18,12 +19,14 @@ class Constants:
 
     `current` is the offset of the current task's pointer in a CPU's own memory, `tgid` the offset of the thread
     group's number in struct task_struct. `return_thunk` is the symbol that returns jump to, "" for a kernel with
-    plain returns.
+    plain returns. Consistent groups need `pid` and `cpu` too, the offsets of the thread's number and of its CPU.
     """
 
     current: int
     tgid: int
     return_thunk: str = "__x86_return_thunk"
+    pid: int = 0
+    cpu: int = 0
 
 
 def handler(
@@ -44,7 +47,9 @@ def handler(
     tables.unwind(name, state)
     lines = ["\t.balign 16, 0xcc", f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
     lines += pushing(f".L{name}.save", save, state, tables)
-    lines += arch.select(constants.current, constants.tgid, f"{label}_row")
+    select = arch.select(constants.current, constants.tgid, f"{label}_row")
+    task = editions[0].task
+    lines += consistency.kept(arch, task, select) if task else select
     for edition in others:
         to = f".L{name}.to{edition.number}" if save else edition.name
         lines += [f"\tcmp ${edition.number}, %{arch.chosen}", f"\tje {to}"]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dynamos_ng.arch import Arch
-from dynamos_ng.errors import UsageError
-from dynamos_ng.rewrite import clone, handler
+from dynamos_ng.errors import Refusal, UsageError
+from dynamos_ng.rewrite import clone, consistency, handler
 from dynamos_ng.rewrite.clone import Original
 from dynamos_ng.rewrite.handler import Constants
 from dynamos_ng.rewrite.objects import Object, Program
@@ -56,12 +56,14 @@ def generate(
     resolve: Callable[[str], int | None] = lambda _name: None,
     variables: Sequence[Variable] = (),
     arch: Arch | None = None,
+    consistent: bool = False,
 ) -> str:
     """Return the text of update.S; Refusal for an edition that cannot be moved, UsageError for a wrong
     description.
 
     RESOLVE gives the address of a symbol that OBJECTS use and do not define, or None to leave it to the
-    module loader. ARCH is needed where neither a function nor an object tells it.
+    module loader. ARCH is needed where neither a function nor an object tells it. If CONSISTENT, a task runs one
+    edition of all functions from its outermost call on.
     """
     arch = _check(redirects, objects, arch)
     tables = Tables(arch)
@@ -71,8 +73,9 @@ def generate(
     program = Program(objects, {name for redirect in redirects for name in redirect.editions.values()})
     defined = {f"{redirect.stem}_v{n}" for redirect in redirects for n in (1, *redirect.editions)}
     program.use(resolve, defined)
+    task = consistency.state(arch, constants.current, constants.pid, constants.cpu) if consistent else ()
     for redirect in redirects:
-        editions = _editions(redirect, program, tables)
+        editions = _editions(redirect, program, tables, task)
         text += _code(redirect, editions, program, constants, tables)
         slots += [f"\t.globl {redirect.stem}_row", f"{redirect.stem}_row:\t{arch.pointer} 0"]
         slots += [f"{edition.use}:\t{arch.pointer} 0" for edition in editions]
@@ -80,6 +83,7 @@ def generate(
     text += [".Lupdate.end:", "\tint3"]
     if any(redirect.original.state is not None for redirect in redirects):
         tables.unwind(".Lupdate.end", bytes(6))
+    slots += [f"\t.globl {consistency.SLOT}", f"{consistency.SLOT}:\t{arch.pointer} 0"]
     text += ['\t.section .data..ro_after_init,"aw",@progbits', f"\t.balign {arch.word}", *slots]
     text += _table(redirects, description)
     text += _variables(variables, arch)
@@ -110,14 +114,14 @@ def _check(redirects: Sequence[Redirect], objects: Sequence[Object], arch: Arch 
     return arches.pop()
 
 
-def _editions(redirect: Redirect, program: Program, tables: Tables) -> list[Edition]:
+def _editions(redirect: Redirect, program: Program, tables: Tables, task: Sequence[str]) -> list[Edition]:
     original = redirect.original
     preserve = original.entry.ftrace is None
-    editions = [Edition(f"{redirect.stem}_v1", 1, original.state, preserve, tables)]
+    editions = [Edition(f"{redirect.stem}_v1", 1, original.state, preserve, tables, task=task)]
     for number, symbol in sorted(redirect.editions.items()):
         name = f"{redirect.stem}_v{number}"
         aliases = () if symbol == name else (symbol,)
-        editions.append(Edition(name, number, program.state(symbol), preserve, tables, aliases=aliases))
+        editions.append(Edition(name, number, program.state(symbol), preserve, tables, aliases=aliases, task=task))
     return editions
 
 
@@ -136,6 +140,11 @@ def _code(
         text += edition.head(bool(tables.arch.saved(preserve)) or edition.number > 1, first)
         text += body
         text += edition.foot(constants.return_thunk)
+        if edition.task and edition.never_returns:
+            raise Refusal(
+                redirect.stem, f"v{edition.number} never returns, so that no task would ever change its edition",
+                remedy="leave the function out of the consistent group",
+            )  # fmt: skip
     text.append(f".L{redirect.stem}.end:")
     return text
 

@@ -8,10 +8,12 @@ counts the exit.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from dynamos_ng.arch import Arch, Instruction
+from dynamos_ng.rewrite import consistency
 
 #: Kernel functions in which the task ends that calls them.
 ENDS_TASK = frozenset((
@@ -138,7 +140,7 @@ class Edition:
 
     `name` is its global label. `state` is the unwind entry at a function's first instruction, None without
     ORC. With `preserve`, no register and no flag changes on the way in or out (the callers may not follow C's
-    rules).
+    rules). `task` is text that finds the running task's state, for a function of a consistent group.
     """
 
     name: str
@@ -148,6 +150,7 @@ class Edition:
     tables: Tables
     lines: list[str] = field(default_factory=list)
     aliases: Sequence[str] = ()
+    task: Sequence[str] = ()
     returns: bool = False
     tails: dict[tuple[str, ...], str] = field(default_factory=dict)
 
@@ -205,6 +208,13 @@ class Edition:
         lines = self.tables.arch.count(self.use, offset, scratch, self.preserve)
         return pushing(at, lines, self.state, self.tables)
 
+    def _note(self, at: str, text: Callable[[Arch, Sequence[str]], list[str]]) -> list[str]:
+        """Return TEXT, which changes the running task's state; nothing outside of consistent groups."""
+        if not self.task:
+            return []
+        arch = self.tables.arch
+        return pushing(at, consistency.saving(arch, self.preserve, text(arch, self.task)), self.state, self.tables)
+
     def head(self, align: bool, first: Sequence[str] = ()) -> list[str]:
         """Return the counted entry; without ALIGN, what stands before falls through into it.
 
@@ -214,7 +224,9 @@ class Edition:
         lines = ["\t.balign 16, 0xcc"] if align else []
         for name in (self.name, *self.aliases):
             lines += [f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
-        return [*lines, *first, *self._count(f".L{self.name}.in", 0, self.tables.arch.free_at_entry)]
+        count = self._count(f".L{self.name}.in", 0, self.tables.arch.free_at_entry)
+        enter = self._note(f".L{self.name}.enter", partial(consistency.enter, number=self.number))
+        return [*lines, *first, *count, *enter]
 
     def foot(self, return_thunk: str) -> list[str]:
         """Return the stubs and the end of the edition, once all code is written."""
@@ -235,4 +247,6 @@ class Edition:
 
     def _stub(self, label: str, free: Sequence[str], taken: str = "") -> list[str]:
         self.tables.unwind(label, self.state)
-        return [f"{label}:", *self._count(label, 8, free, taken)]
+        # A task that is counted out is no longer inside.
+        leave = self._note(f"{label}.leave", consistency.leave)
+        return [f"{label}:", *leave, *self._count(label, 8, free, taken)]

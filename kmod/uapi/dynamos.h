@@ -13,14 +13,15 @@
  *
  *	INFO		what this module is, and the constants that generated
  *			code and BPF programs need
- *	MAPS		hand over the policy, editions and use maps (once; again
- *			with the same maps is a no-op)
+ *	MAPS		hand over the policy, editions, use and must_update maps
+ *			(once; again with the same maps is a no-op)
  *	(insmod)	an update module registers its functions
  *	FUNCTION	walk over the registered functions
  *	UPDATE		walk over the updates
  *	VARIABLE	tell of one variable of an update
  *	ACTIVATE	write the trampolines of a function group, and what
  *			else an update brings, in one stop
+ *	PHASE		where an update that gets on by itself stands; move it
  *	DEACTIVATE	take them back in one stop
  *	STACKS		which tasks hold an address inside given code
  *	RETIRE		prove an update unused and let it be unloaded
@@ -63,8 +64,15 @@
  *			function of an update that wants quiescence, or a hook
  *			wants another try
  *	EUNATCH		the function's update has hooks or variables, and is
- *			not active nor named
+ *			not active nor named; or its functions switch only all
+ *			together, and with no others
  *	ECANCELED	a hook of the update refused
+ *	EISCONN		a synchronised update is in phase 3 (DEACTIVATE)
+ *	EUSERS		other editions than the first of a consistent group are
+ *			in use, or its rows name them (DEACTIVATE)
+ *   PHASE
+ *	ENOENT		no such update
+ *	ENOTCONN	no such move from where the update stands
  *   RETIRE
  *	ENOENT		no such update, or it was never activated
  *	EBUSY		one of its functions is redirected
@@ -77,7 +85,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define DYNAMOS_ABI		4
+#define DYNAMOS_ABI		5
 #define DYNAMOS_FUNCTIONS_MAX	1024	/* registered at one time */
 #define DYNAMOS_EDITIONS_MAX	16	/* per function; number 0 is not used */
 #define DYNAMOS_CLASSES		256	/* policy classes: one byte per process */
@@ -98,6 +106,8 @@
 
 /* Update flags. */
 #define DYNAMOS_QUIESCENT	1	/* switched while no task is in its functions */
+#define DYNAMOS_CONSISTENT	2	/* a task keeps to one edition */
+#define DYNAMOS_PHASED		4	/* a synchronised update */
 
 /* Variable flags. */
 #define DYNAMOS_EXPECTS		1	/* refused unless it holds what is expected */
@@ -111,10 +121,11 @@ struct dynamos_info {
 	__u64 anchor;		/* out: address of init_task in this boot */
 	__u32 functions;	/* out: registered now */
 	__u32 redirected;	/* out: redirected now */
-	__u32 map_id[3];	/* out: policy, editions, use; 0 when not set */
+	__u32 map_id[4];	/* out: policy, editions, use, must_update; or 0 */
 	__u32 pid_offset;	/* out: of pid in struct task_struct */
 	__u32 signal_offset;	/* out: of signal in struct task_struct */
 	__u32 live_offset;	/* out: of live in struct signal_struct */
+	__u32 cpu_offset;	/* out: of the CPU's number in struct task_struct */
 };
 
 struct dynamos_maps {
@@ -122,6 +133,7 @@ struct dynamos_maps {
 	__s32 policy_fd;
 	__s32 editions_fd;
 	__s32 use_fd;
+	__s32 must_update_fd;
 };
 
 struct dynamos_edition_info {
@@ -227,6 +239,23 @@ struct dynamos_retire {
 	struct dynamos_culprit culprit;	/* out */
 };
 
+/* Moves of a synchronised update. */
+#define DYNAMOS_PHASE_ASK	0	/* none: just tell */
+#define DYNAMOS_PHASE_RAISE	1	/* raise must_update: 3 follows on 2 */
+#define DYNAMOS_PHASE_BACK	2	/* lower it: from 3 to 2 */
+
+struct dynamos_phase {
+	__u32 size;
+	__u32 move;
+	char update[DYNAMOS_UPDATE_MAX];
+	__u32 flags;		/* out */
+	__u32 phase;		/* out: 0 to 3 */
+	__u32 must_update;	/* out: whether it is raised */
+	__u32 pinned;		/* out: tasks that a group keeps to edition 1 */
+	__u64 stop_ns;		/* out */
+	struct dynamos_culprit culprit;	/* out: who delays phase 2 */
+};
+
 #define DYNAMOS_IOC		0xD7
 #define DYNAMOS_IOC_INFO	_IOWR(DYNAMOS_IOC, 0, struct dynamos_info)
 #define DYNAMOS_IOC_MAPS	_IOW(DYNAMOS_IOC, 1, struct dynamos_maps)
@@ -235,6 +264,7 @@ struct dynamos_retire {
 #define DYNAMOS_IOC_DEACTIVATE	_IOWR(DYNAMOS_IOC, 4, struct dynamos_switch)
 #define DYNAMOS_IOC_STACKS	_IOWR(DYNAMOS_IOC, 5, struct dynamos_stacks)
 #define DYNAMOS_IOC_RETIRE	_IOWR(DYNAMOS_IOC, 6, struct dynamos_retire)
+#define DYNAMOS_IOC_PHASE	_IOWR(DYNAMOS_IOC, 8, struct dynamos_phase)
 #define DYNAMOS_IOC_UPDATE	_IOWR(DYNAMOS_IOC, 9, struct dynamos_update_info)
 #define DYNAMOS_IOC_VARIABLE	_IOWR(DYNAMOS_IOC, 10, struct dynamos_variable_info)
 

@@ -44,6 +44,7 @@ struct dynamos_function {
 /* The generated table of an update, and its end. */
 extern const struct dynamos_function dynamos_functions[];
 extern const struct dynamos_function dynamos_functions_end[];
+extern void *dynamos_tasks;	/* slot */
 
 /* A variable that an update writes; bytes beyond its size are zero. */
 struct dynamos_variable {
@@ -172,9 +173,23 @@ struct dynamos_update {
 	const struct dynamos_in_stop *in_stop;
 	const struct dynamos_after *after;
 	struct dynamos_shadows **shadows;
-	unsigned long flags;		/* DYNAMOS_QUIESCENT */
+	unsigned long flags;		/* DYNAMOS_QUIESCENT, _CONSISTENT, _PHASED */
+	void **tasks;			/* slot: the tasks' states, if consistent */
+	unsigned long *phase;		/* what dynamos_updated() reads */
 	unsigned long reserved[8];
 };
+
+/* Where a synchronised update stands; it changes in one stop for all functions. */
+extern unsigned long dynamos_phase;
+
+/*
+ * For edition 2 of a synchronised update: whether phase 3 has begun. Ask after
+ * each wake-up, once what the function's state needs is held again.
+ */
+static inline bool dynamos_updated(void)
+{
+	return READ_ONCE(dynamos_phase) == 3;
+}
 
 /* Called from the update's init and exit. */
 int dynamos_register(const struct dynamos_update *update);

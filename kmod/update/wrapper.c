@@ -13,6 +13,7 @@ const struct dynamos_in_stop dynamos_in_stop __weak;
 const struct dynamos_after dynamos_after __weak;
 
 struct dynamos_shadows *dynamos_shadows;
+unsigned long dynamos_phase;
 
 static struct dynamos_update update __ro_after_init = {
 	.size = sizeof(update),
@@ -25,6 +26,8 @@ static struct dynamos_update update __ro_after_init = {
 	.after = &dynamos_after,
 	.shadows = &dynamos_shadows,
 	.flags = DYNAMOS_FLAGS,
+	.tasks = &dynamos_tasks,
+	.phase = &dynamos_phase,
 };
 
 static int __init update_init(void)

@@ -27,6 +27,7 @@ MIRROR = {
     "dynamos_holder": uapi.Holder,
     "dynamos_stacks": uapi.Stacks,
     "dynamos_retire": uapi.Retire,
+    "dynamos_phase": uapi.Phase,
 }
 
 

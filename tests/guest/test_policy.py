@@ -377,7 +377,7 @@ def test_a_lost_pin_is_restored_from_the_map_that_the_module_holds() -> None:
     try:
         with bpfmaps.open_maps(directory=pins) as first:
             held = tuple(bpf.map_info(fd).id for fd in first.fds)
-            assert len(held) == 3
+            assert len(held) == 4
             first.set_class(1, 19)
             bpfmaps.remove_pins(pins)
             with bpfmaps.open_maps(held, pins) as again:

@@ -161,11 +161,12 @@ def test_activate_with_an_edition_that_is_not_there(loaded: Callable[[Path], Any
 def test_maps_of_the_wrong_shape() -> None:
     right = bpfmaps.SHAPES
     cases = {
-        errno.EPROTOTYPE: ("use", "editions", "use"),
-        errno.EMSGSIZE: ("editions", "editions", "use"),
-        errno.EBADF: (None, "editions", "use"),
+        errno.EPROTOTYPE: ("use", "editions", "use", "must_update"),
+        errno.EMSGSIZE: ("editions", "editions", "use", "must_update"),
+        errno.EBADF: (None, "editions", "use", "must_update"),
+        errno.EDOM: ("policy", "editions", "use", "policy"),
     }
-    fds = {name: bpf.map_create(name, right[name]) for name in ("policy", "editions", "use")}
+    fds = {name: bpf.map_create(name, right[name]) for name in ("policy", "editions", "use", "must_update")}
     small = bpf.map_create("small", bpf.MapShape(bpf.MAP_ARRAY, 4, 8, 64, bpf.F_MMAPABLE))
     plain = bpf.map_create("plain", bpf.MapShape(bpf.MAP_ARRAY, 4, 8, right["policy"].max_entries))
     hashed = bpf.map_create("hashed", bpf.MapShape(bpf.MAP_HASH, 8, 8, 64))
@@ -177,10 +178,10 @@ def test_maps_of_the_wrong_shape() -> None:
                 assert caught.value.errno == number
             for fd, number in ((small, errno.EDOM), (plain, errno.EPROTO), (hashed, errno.EPROTOTYPE)):
                 with pytest.raises(KernelRefused) as caught:
-                    device.set_maps(fd, fds["editions"], fds["use"])
+                    device.set_maps(fd, fds["editions"], fds["use"], fds["must_update"])
                 assert caught.value.errno == number
             with pytest.raises(KernelRefused) as caught:
-                device.set_maps(fds["policy"], fds["editions"], fds["use"])
+                device.set_maps(*fds.values())
             assert caught.value.errno == errno.EBUSY, "right maps, but not those that handlers read"
     finally:
         for fd in (*fds.values(), small, plain, hashed):

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
              "neighbours", "probes", "stacks", "survey", "vmlinuz"}
         ),
     ),
-    ("manager", frozenset({"holders", "manager", "quiescence", "journal"})),
+    ("manager", frozenset({"holders", "manager", "quiescence", "journal", "view"})),
     ("daemon", frozenset({"daemon", "control"})),
     ("command line", frozenset({"cli", "dashboard", "demo", "doctor", "facts", "lab", "setup", "__main__"})),
 )  # fmt: skip

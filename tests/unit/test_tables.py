@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -17,6 +18,7 @@ from dynamos_ng.model import (
     FunctionState,
     FunctionStatus,
     Holder,
+    Phase,
     Policy,
     Quiescence,
     Snapshot,
@@ -30,6 +32,7 @@ FUNCTION = Function(
     0, "cmdline_proc_show", "dynamos_cmdline", FunctionState.REDIRECTED, 16, 16, 16, 16, 32, b"", b"",
     (Edition(1, 16, 24), Edition(2, 24, 32)),
 )  # fmt: skip
+PHASE = Phase(0, consistent=False, phased=False, must_update=False, pinned=0)
 USES = (EditionUse(1, 1234567, 1234560), EditionUse(2, 9, 9))
 
 
@@ -49,20 +52,37 @@ def lines(screen: StringIO) -> list[str]:
 
 def test_status_tells_state_use_and_classes_of_each_edition(screen: StringIO) -> None:
     status = FunctionStatus(FUNCTION, USES, ROW, None)
-    snapshot = Snapshot((UpdateStatus("cmdline", FunctionState.REDIRECTED, (status,)),), "libbpf")
+    snapshot = Snapshot((UpdateStatus("cmdline", FunctionState.REDIRECTED, PHASE, (status,)),), "libbpf")
     tables.status(plain(snapshot))
-    engine, _, first, second = lines(screen)
+    engine, update, _, first, second = lines(screen)
     assert engine == "probes: libbpf"
-    assert first.split() == [
-        "cmdline", "[enabled]", "cmdline_proc_show", "v1", "1234567", "1234560", "7", "0,3-255",
-    ]  # fmt: skip
+    assert update.split() == ["cmdline", "[enabled]"]
+    assert first.split() == ["cmdline_proc_show", "v1", "1234567", "1234560", "7", "0,3-255"]
     assert second.split() == ["v2", "9", "9", "0", "1-2"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "said"),
+    [
+        (Phase(0, consistent=True, phased=False, must_update=False, pinned=3), "3 tasks keep to v1"),
+        (Phase(1, False, True, True, 0, 0, Holder(7, 7, "cat", 20, 1)), "phase 3 is wanted; TID 7 (cat) is, at 20"),
+    ],
+)
+def test_status_tells_who_keeps_an_update_from_getting_on(screen: StringIO, phase: Phase, said: str) -> None:
+    """Even where names are as long as they may be."""
+    function = replace(FUNCTION, name="f" * 40)
+    statuses = (FunctionStatus(function, USES, ROW, None),)
+    tables.status(plain(Snapshot((UpdateStatus("u" * 40, FunctionState.REDIRECTED, phase, statuses),), "bcc")))
+    text = " ".join(lines(screen))
+    assert f"{'u' * 40} [enabling...]" in text
+    assert "f" * 30 in text
+    assert said in text
 
 
 def test_status_goes_on_telling_what_is_to_be_known_of_a_function(screen: StringIO) -> None:
     notes = ("probes do not count the original: the kernel allows no probes there", "livepatch fix replaces it")
     status = FunctionStatus(FUNCTION, USES, ROW, None, notes)
-    tables.status(plain(Snapshot((UpdateStatus("cmdline", FunctionState.REDIRECTED, (status,)),), "bcc")))
+    tables.status(plain(Snapshot((UpdateStatus("cmdline", FunctionState.REDIRECTED, PHASE, (status,)),), "bcc")))
     text = " ".join(lines(screen))
     assert all(f"cmdline_proc_show: {note}" in text for note in notes)
 

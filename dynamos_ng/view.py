@@ -1,0 +1,207 @@
+"""What is to be seen of a kernel that is being changed: updates, counters, stacks. Looking changes nothing.
+
+The kernel's own state is the truth. Who starts where another died finds everything there: the updates and their
+functions in dynamos.ko, the policy in the pinned maps, the classification in pinned BPF links.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from dynamos_ng import bpfmaps, holders, neighbours, probes
+from dynamos_ng.build import dynamos_ko
+from dynamos_ng.build.description import module_name, update_name
+from dynamos_ng.device import Device
+from dynamos_ng.errors import UsageError
+from dynamos_ng.image import Kernel
+from dynamos_ng.kallsyms import Symbols
+from dynamos_ng.model import (
+    EditionUse,
+    Function,
+    FunctionState,
+    FunctionStatus,
+    Quiescence,
+    Snapshot,
+    StackWalk,
+    Update,
+    UpdateStatus,
+)
+from dynamos_ng.neighbours import Kprobe
+
+
+class View:
+    """Owns the device, the maps and the probes of one kernel. Methods may be called from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._symbols_of: tuple[str, Symbols | None] = "", None
+        self._unwatched: dict[str, str] = {}
+        self._undo = ExitStack()
+        with ExitStack() as undo:
+            dynamos_ko.ensure_loaded()
+            self._device = undo.enter_context(Device())
+            info = self._device.info()
+            self._maps = undo.enter_context(bpfmaps.open_maps(info.map_ids))
+            self._device.set_maps(*self._maps.fds)
+            probes.ensure_classification()
+            self._probes = undo.enter_context(probes.Probes())
+            self._undo = undo.pop_all()
+
+    def close(self) -> None:
+        """Detach what this process measures with. Redirections, policy and classification stay in force."""
+        self._undo.close()
+
+    def functions(self) -> tuple[Function, ...]:
+        """Return every function that a loaded update has registered."""
+        return self._device.functions()
+
+    def updates(self) -> tuple[Update, ...]:
+        """Return every loaded update."""
+        by_module: dict[str, list[Function]] = {}
+        for function in self.functions():
+            by_module.setdefault(function.update, []).append(function)
+        return tuple(
+            replace(update, name=update_name(update.module), functions=tuple(by_module.get(update.module, ())))
+            for update in self._device.updates()
+        )
+
+    def update(self, name: str) -> Update:
+        """Return a loaded update by its name, its module's name or its file's name."""
+        module = module_name(Path(name).name.removesuffix(".ko"))
+        for update in self.updates():
+            if update.module == module:
+                return update
+        known = ", ".join(update.name for update in self.updates()) or "none"
+        raise UsageError(f"{name}: no such update is loaded; loaded: {known}")
+
+    def function(self, name: str) -> Function:
+        """Return a registered function by its name, the redirected one where several updates have it."""
+        found = [function for function in self.functions() if function.name == name]
+        if not found:
+            raise UsageError(f"{name}: no loaded update has this function; see 'dynamos status'")
+        return max(found, key=lambda function: (function.state is FunctionState.REDIRECTED, function.id))
+
+    def uses(self, function: Function) -> tuple[EditionUse, ...]:
+        """Return the use counters of each edition."""
+        return tuple(
+            EditionUse(edition.number, *self._maps.use(function.id, edition.number))
+            for edition in function.editions
+        )
+
+    def status(self) -> Snapshot:
+        """Return everything that a table or a dashboard shows."""
+        counts = self._probes.counts()
+        others = neighbours.kprobes()
+        return Snapshot(
+            updates=tuple(
+                UpdateStatus(
+                    update.name,
+                    update.state,
+                    self._device.phase(update.module),
+                    tuple(
+                        FunctionStatus(
+                            function,
+                            self.uses(function),
+                            self._maps.row(function.id),
+                            counts.get(function.name),
+                            self._notes(function, others),
+                        )
+                        for function in update.functions
+                    ),
+                    update.variables,
+                    update.shadows,
+                )
+                for update in self.updates()
+            ),
+            engine=self._probes.engine,
+        )
+
+    def _notes(self, function: Function, others: Iterable[Kprobe]) -> tuple[str, ...]:
+        """Return what one must know of a function beside its counts: why it is not watched, and who is in the way."""
+        notes = [f"livepatch {name} replaces it: its calls reach no edition" for name in self._livepatches(function)]
+        if function.state is FunctionState.REDIRECTED:
+            behind = neighbours.within(others, function.site + 1, function.address + function.size)
+            notes += [f"{probe} is silent: calls leave before it" for probe in behind]
+        if reason := self._unwatched.get(function.name):
+            notes.append(f"probes do not count the original: {reason}")
+        return tuple(notes)
+
+    def _livepatches(self, function: Function) -> tuple[str, ...]:
+        """Return the names of the live patches that replace a function."""
+        found = neighbours.livepatches(function.name)
+        if not found:
+            return ()
+        named = [symbol.address for symbol in self._symbols().find(function.name)]
+        return tuple(patch for patch, position in found if named[position - 1 : position] == [function.address])
+
+    def walk(self, functions: Iterable[Function], *, originals: bool = False) -> StackWalk:
+        """Walk all stacks for addresses inside the functions' editions; edition 0 is the original's own image."""
+        ranges: list[tuple[int, int, str, int]] = []
+        for function in functions:
+            if originals:
+                # No call returns to a function's first byte; its address on a stack is a pointer to it.
+                ranges.append((function.address + 1, function.address + function.size, function.name, 0))
+            low = function.handler
+            for edition in sorted(function.editions, key=lambda edition: edition.start):
+                ranges.append((low, edition.end, function.name, edition.number))
+                low = edition.end
+        if not ranges:
+            return StackWalk((), 0, 0, 0, 0)
+        ranges = sorted(set(ranges))
+        walk = self._device.stacks([(start, end) for start, end, _, _ in ranges])
+        symbols = self._symbols() if walk.holders else None
+        return replace(walk, holders=tuple(holders.placed(holder, ranges, symbols) for holder in walk.holders))
+
+    def _symbols(self) -> Symbols:
+        """Return the kernel's symbols, read anew when modules have come or gone."""
+        modules_now = Path("/proc/modules").read_text()
+        with self._lock:
+            known, symbols = self._symbols_of
+            if symbols is None or known != modules_now:
+                symbols = Symbols.live()
+                self._symbols_of = modules_now, symbols
+            return symbols
+
+    def quiescence(self, function: str, seconds: float = 0.0) -> Quiescence:
+        """Ask all three sources about a function; with `seconds`, sample stacks for so long.
+
+        A function that no update has is measured in its original image alone.
+        """
+        try:
+            found = self.function(function)
+        except UsageError:
+            symbol = Kernel.live().function(function)
+            found = Function(
+                -1, function, "", FunctionState.LOADED, symbol.address, symbol.size, 0, 0, 0, b"", b"", ()
+            )
+        self.watch([function])
+        samples = None
+        if seconds > 0:
+            ranges = [(found.address, found.address + found.size)]
+            if found.editions:
+                ranges.append((found.handler, found.end))
+            samples = self._probes.sample(ranges, seconds)
+        return self.measure(found, samples)
+
+    def watch(self, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Count calls of originals with probes; return name and reason of those where that cannot be done."""
+        refused = tuple((one.name, one.reason) for one in self._probes.watch(names))
+        with self._lock:
+            self._unwatched = {name: why for name, why in self._unwatched.items() if name not in names} | dict(refused)
+        return refused
+
+    def measure(self, function: Function, samples: int | None = None) -> Quiescence:
+        """Ask counters, stacks and probes about a function."""
+        walk = self.walk([function], originals=True)
+        return Quiescence(
+            function.name,
+            function.state,
+            self.uses(function),
+            walk,
+            self._probes.counts().get(function.name),
+            samples,
+        )
