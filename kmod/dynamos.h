@@ -14,6 +14,7 @@
 #include <linux/types.h>
 
 #include "uapi/dynamos.h"
+#include "update/dynamos_thread.h"
 #include "update/dynamos_update.h"
 
 #define TRAMPOLINE_SIZE 5
@@ -190,6 +191,13 @@ void phase_exit(void);
 /* unexported.c: the one place that reaches for what the kernel does not export. */
 int unexported_init(void);
 struct task_struct *unexported_idle_task(int cpu);
+
+/* thread.c: successors of kernel threads. */
+int threads_prepare(const struct dynamos_thread *told, bool edition);
+void threads_keep(const struct dynamos_thread *told, bool edition);
+void threads_replace(const struct dynamos_thread *told, bool edition);
+void threads_forget(const struct dynamos_thread *told);
+void threads_exit(void);
 
 /* device.c */
 int device_init(void);

@@ -24,6 +24,7 @@ static void __exit dynamos_exit(void)
 {
 	device_exit();
 	phase_exit();
+	threads_exit();
 	maps_put();
 }
 

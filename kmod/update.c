@@ -143,6 +143,7 @@ void dynamos_unregister(const struct dynamos_update *told)
 	update = update_by_name(told->owner->name);
 	WARN_ON_ONCE(update->state != DYNAMOS_LOADED);
 	phase_remove(update);
+	threads_forget(told->thread);
 	redirect_remove(told->owner);
 	list_del(&update->list);
 	mutex_unlock(&redirect_lock);
@@ -201,7 +202,7 @@ bool update_allows(const struct module *owner, const struct update *named, bool 
 		return false;
 	return !activate || update->state == DYNAMOS_REDIRECTED ||
 	       (!told->nr_variables && !told->before->run && !told->in_stop->run &&
-		!told->after->run);
+		!told->after->run && !told->thread->each);
 }
 
 static int activation_begin(struct update *update, struct dynamos_switch *sw)
@@ -222,8 +223,13 @@ static int activation_begin(struct update *update, struct dynamos_switch *sw)
 		goto free;
 	if (update->state == DYNAMOS_LOADED && told->before->run)
 		err = hook_result(told->before->run(), (unsigned long)told->before->run, sw);
-	if (!err)
-		return 0;
+	if (!err) {
+		err = threads_prepare(told->thread, false);
+		if (!err)
+			return 0;
+		if (update->state == DYNAMOS_LOADED && told->before->undo)
+			told->before->undo();
+	}
 	variables_unmap(update->variables, told->nr_variables);
 free:
 	shadows_free(update->fresh, update->shadows);
@@ -243,8 +249,10 @@ static void activation_end(struct update *update, int err)
 		update->state = DYNAMOS_REDIRECTED;
 		if (told->after->run)
 			told->after->run();
+		threads_replace(told->thread, true);
 		return;
 	}
+	threads_keep(told->thread, false);
 	if (update->state == DYNAMOS_LOADED && told->before->undo)
 		told->before->undo();
 	shadows_free(update->fresh, update->shadows);
@@ -255,23 +263,37 @@ static void activation_end(struct update *update, int err)
 static int deactivation_begin(struct update *update, struct dynamos_switch *sw)
 {
 	const struct dynamos_update *told = update->told;
-	int err = variables_map(update->variables, told->nr_variables);
+	int err = threads_prepare(told->thread, true);
 
-	if (err || !told->after->undo)
-		return err;
-	err = hook_result(told->after->undo(), (unsigned long)told->after->undo, sw);
 	if (err)
-		variables_unmap(update->variables, told->nr_variables);
+		return err;
+	err = variables_map(update->variables, told->nr_variables);
+	if (err)
+		goto keep;
+	if (!told->after->undo)
+		return 0;
+	err = hook_result(told->after->undo(), (unsigned long)told->after->undo, sw);
+	if (!err)
+		return 0;
+	variables_unmap(update->variables, told->nr_variables);
+keep:
+	threads_keep(told->thread, true);
 	return err;
 }
 
 static void deactivation_end(struct update *update, int err)
 {
-	variables_unmap(update->variables, update->told->nr_variables);
-	if (!err)
+	const struct dynamos_update *told = update->told;
+
+	variables_unmap(update->variables, told->nr_variables);
+	if (!err) {
 		update->state = DYNAMOS_DRAINING;
-	else if (update->told->after->run)
-		update->told->after->run();
+		threads_replace(told->thread, false);
+		return;
+	}
+	threads_keep(told->thread, true);
+	if (told->after->run)
+		told->after->run();
 }
 
 /**

@@ -18,8 +18,6 @@ from dynamos_ng.rewrite.handler import Constants
 from dynamos_ng.rewrite.objects import Object
 from dynamos_ng.rewrite.update import Redirect, generate
 
-#: What the authors' sources include for hooks and shadow data.
-HEADER = "dynamos_update.h"
 #: What the wrapper and the module loader define.
 PROVIDED = frozenset(("__this_module", "dynamos_phase", "dynamos_shadows"))
 #: The authors' C files, compiled and joined; the name cannot be that of one of them.
@@ -83,7 +81,8 @@ def _compile(wanted: Description, work: Path) -> Object:
     work.mkdir()
     for path in wanted.folder.glob("*.[ch]"):
         shutil.copy(path, work)
-    shutil.copy(dynamos_ko.source() / "update" / HEADER, work)
+    for path in (dynamos_ko.source() / "update").glob("*.h"):
+        shutil.copy(path, work)
     names = " ".join(source.with_suffix(".o").name for source in wanted.sources)
     (work / "Kbuild").write_text(
         EDITIONS_KBUILD.format(object=EDITIONS, stem=EDITIONS.removesuffix(".o"), objects=names)

@@ -156,6 +156,8 @@ void dynamos_shadow_free(void *shadow);
 #define dynamos_shadow_detach(object, id) \
 	dynamos_shadow_take(READ_ONCE(dynamos_shadows), object, id)
 
+struct dynamos_thread;
+
 /*
  * An update. It must live as long as its module; what is reserved is zero. The
  * slots of the functions are written once, when it registers, so they may be
@@ -176,6 +178,7 @@ struct dynamos_update {
 	unsigned long flags;		/* DYNAMOS_QUIESCENT, _CONSISTENT, _PHASED */
 	void **tasks;			/* slot: the tasks' states, if consistent */
 	unsigned long *phase;		/* what dynamos_updated() reads */
+	const struct dynamos_thread *thread;	/* dynamos_thread.h */
 	unsigned long reserved[8];
 };
 

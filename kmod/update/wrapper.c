@@ -5,12 +5,14 @@
  */
 #include <linux/module.h>
 
+#include "dynamos_thread.h"
 #include "dynamos_update.h"
 
-/* Hooks that the author does not give; his definitions are the stronger ones. */
+/* Hooks and threads that the author does not give; his definitions are the stronger ones. */
 const struct dynamos_before dynamos_before __weak;
 const struct dynamos_in_stop dynamos_in_stop __weak;
 const struct dynamos_after dynamos_after __weak;
+const struct dynamos_thread dynamos_thread __weak;
 
 struct dynamos_shadows *dynamos_shadows;
 unsigned long dynamos_phase;
@@ -28,6 +30,7 @@ static struct dynamos_update update __ro_after_init = {
 	.flags = DYNAMOS_FLAGS,
 	.tasks = &dynamos_tasks,
 	.phase = &dynamos_phase,
+	.thread = &dynamos_thread,
 };
 
 static int __init update_init(void)
