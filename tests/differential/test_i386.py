@@ -47,6 +47,15 @@ def run(*argv: object) -> str:
     return done.stdout
 
 
+#: What the update's header needs of the kernel's, where there is no kernel.
+KERNEL_HEADERS = {
+    "module.h": "struct module;\n",
+    "moduleparam.h": "struct kernel_param_ops;\n",
+    "types.h": "#include <stdbool.h>\n#include <stddef.h>\ntypedef unsigned char u8;\ntypedef unsigned int gfp_t;\n"
+    "#define READ_ONCE(x) (x)\n",
+}
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_redirected_functions_return_what_they_returned(flavour: str, tmp_path: Path) -> None:
     flags, site, extra = FLAVOURS[flavour]
@@ -84,8 +93,8 @@ def test_redirected_functions_return_what_they_returned(flavour: str, tmp_path: 
     update = compiled(tmp_path / "update.S", "update.o", "-DCC_USING_NOP_MCOUNT", "-Wa,--fatal-warnings")
     (tmp_path / "image.S").write_text(f'\t.section .image,"awx",@progbits\n\t.incbin "{copy}"\n\t.zero 4096\n')
     (tmp_path / "linux").mkdir()
-    (tmp_path / "linux" / "module.h").write_text("struct module;\n")
-    (tmp_path / "linux" / "types.h").write_text("typedef unsigned char u8;\n")
+    for name, content in KERNEL_HEADERS.items():
+        (tmp_path / "linux" / name).write_text(content)
     listed = " ".join(f"F({name})" for name in extra)
     driver = compiled(
         SOURCES / "i386_driver.c", "driver.o", "-fno-pic", *(["-mregparm=3"] if regparm else []),
