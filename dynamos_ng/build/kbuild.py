@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -15,6 +16,11 @@ from dynamos_ng.errors import BuildError, MissingTool
 COMMAND = "DYNAMOS_KBUILD"
 #: Debug information is dropped by the loader and costs more time than the code.
 QUICK = ("CONFIG_DEBUG_INFO_BTF_MODULES=", "CONFIG_DEBUG_INFO=")
+#: What make, or its shell, says of a program that is not there; a compiler's name is that of its package.
+_ABSENT = re.compile(
+    r"^(?:/bin/sh: (?:\d+: )?|make(?:\[\d+\])?: )([\w.+-]+): (?:not found|No such file or directory)$", re.MULTILINE
+)
+_BINUTILS = frozenset({"ar", "as", "ld", "nm", "objcopy", "objdump", "readelf", "strip"})
 
 
 def headers() -> Path:
@@ -38,18 +44,22 @@ def exported() -> frozenset[str]:
 
 
 def make(folder: Path, *targets: str) -> None:
-    """Build targets in FOLDER; BuildError carries the compiler's own words."""
+    """Build targets in FOLDER; BuildError carries the compiler's own words, MissingTool names a package."""
     if command := os.environ.get(COMMAND):
         argv = [*shlex.split(command), str(folder)]
     else:
         argv = ["make", "-s", "-C", str(headers()), f"M={folder}"]
     try:
         done = subprocess.run(
-            [*argv, *QUICK, *targets], capture_output=True, text=True, errors="replace", check=False
-        )
+            [*argv, *QUICK, *targets], capture_output=True, text=True, errors="replace", check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
     except FileNotFoundError:
         raise MissingTool(f"{argv[0]} is not installed: apt install make gcc") from None
     if done.returncode:
+        if absent := _ABSENT.search(done.stdout + done.stderr):
+            package = "binutils" if absent[1] in _BINUTILS else absent[1]
+            raise MissingTool(f"{absent[1]} is not installed: apt install {package}")
         raise BuildError(_explain(folder, done.stdout + done.stderr))
 
 
