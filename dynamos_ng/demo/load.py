@@ -6,6 +6,7 @@ Each piece is made of forked processes, so that it has kernel stacks of its own,
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import random
 import re
@@ -155,37 +156,28 @@ def sleeping_reader() -> Iterator[Sleeper]:
 @contextmanager
 def repeated(*steps: Callable[[], object]) -> Iterator[None]:
     """Let each step be repeated in a process of its own meanwhile; RuntimeError if one failed, or was never done."""
-    stop_read, stop_write = os.pipe()
-    os.set_blocking(stop_read, False)
-    reports = [os.pipe() for _ in steps]
+    stop = mmap.mmap(-1, 1)  # shared with the children; an end of a pipe would be inherited by others, too
 
-    def repeat(step: Callable[[], object], report: int) -> None:
-        os.close(stop_write)
+    def repeat(step: Callable[[], object]) -> None:
         done = 0
-        while not _stopped(stop_read):
+        while not stop[0]:
             step()
             done += 1
-        os.write(report, done.to_bytes(8, "little"))
+        assert done
 
-    pids = [
-        fork(lambda step=step, report=write: repeat(step, report))  # type: ignore[misc]
-        for step, (_, write) in zip(steps, reports, strict=True)
-    ]
-    for _, write in reports:
-        os.close(write)
+    pids = [fork(lambda step=step: repeat(step)) for step in steps]  # type: ignore[misc]
     try:
         yield
-        os.close(stop_write)
-        stop_write = -1
-        for step, (read, _) in zip(steps, reports, strict=True):
-            if not int.from_bytes(read_exactly(read, 8), "little"):
-                raise RuntimeError(f"what was to be repeated has failed: {step}")
+        stop[0] = 1
+        failed = []
+        for step in steps:
+            if os.waitpid(pids.pop(0), 0)[1]:
+                failed.append(step)
+        if failed:
+            raise RuntimeError(f"what was to be repeated has failed: {failed}")
     finally:
         for pid in pids:
             reap(pid)
-        for fd in (stop_read, stop_write, *(read for read, _ in reports)):
-            if fd >= 0:
-                os.close(fd)
 
 
 class Pipes:

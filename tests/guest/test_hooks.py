@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +152,36 @@ def test_an_update_of_hooks_alone_needs_no_function(
     assert parameter("alone", "steps").read_text() == "bia\n"
     control.call("deactivate", name="alone")
     control.call("unload", name="alone", wait=60.0)
+
+
+@contextmanager
+def asleep() -> Iterator[tuple[int, Callable[[], None]]]:
+    """Start a process that sleeps in a read of an eventfd; give its PID, and what wakes it and sees it leave."""
+    event = os.eventfd(0)
+    with work.forked(lambda: os.eventfd_read(event)) as (pid,):
+        while "wait" not in (where := Path(f"/proc/{pid}/wchan").read_text()) and "eventfd" not in where:
+            time.sleep(0.02)
+
+        def wake() -> None:
+            os.eventfd_write(event, 1)
+            os.waitpid(pid, 0)
+
+        yield pid, wake
+    os.close(event)
+
+
+def test_a_quiescent_update_is_switched_while_nobody_is_inside(
+    loaded: Callable[[Path], Any], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = write_update(tmp_path / "quiet", {"eventfd_read": []})
+    description = folder / "update.toml"
+    description.write_text("quiescent = true\n" + description.read_text())
+    loaded(folder)
+    for verb in ("activate", "deactivate"):
+        function = "eventfd_read" if verb == "activate" else "eventfd_read_v1"
+        with asleep() as (pid, wake):
+            refused = cli(verb, "quiet")
+            assert refused.returncode == 1
+            assert re.search(rf"thread {pid} \(.*\) at 0x[0-9a-f]+\): {function}\+0x", refused.stderr), refused.stderr
+            wake()
+            control.call(verb, name="quiet")

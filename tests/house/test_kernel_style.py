@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "kmod").rglob("*.[ch]"))
+EXAMPLES = sorted((ROOT / "dynamos_ng").rglob("*.[ch]"))
 PACKAGE = "linux-source-6.1"
 SCRIPTS = ("checkpatch.pl", "spelling.txt", "const_structs.checkpatch")
 
@@ -35,8 +36,18 @@ def checkpatch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_checkpatch_has_nothing_to_say(checkpatch: Path) -> None:
     assert len(SOURCES) > 10
+    run(checkpatch, *SOURCES)
+
+
+def test_checkpatch_has_nothing_to_say_of_examples(checkpatch: Path) -> None:
+    """An example declares in its C file what is no header's matter: editions, and symbols that the kernel keeps."""
+    assert EXAMPLES
+    run(checkpatch, "--ignore", "AVOID_EXTERNS", *EXAMPLES)
+
+
+def run(checkpatch: Path, *arguments: object) -> None:
     done = subprocess.run(
-        ["perl", checkpatch, "--no-tree", "--terse", "--no-summary", "--file", *SOURCES],
+        ["perl", checkpatch, "--no-tree", "--terse", "--no-summary", "--file", *map(str, arguments)],
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.stdout == ""
