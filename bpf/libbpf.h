@@ -3,6 +3,9 @@
  * What bcc gives the programs in this folder, for libbpf: see Kbuild. The
  * loader sets each map's number of entries, and puts the pinned map in the place
  * of one that is to be pinned (dynamos_ng/engine.py).
+ *
+ * DYNAMOS_ADAPT: for an update's adaptation handlers, which say their maps' room
+ * themselves.
  */
 #ifndef _DYNAMOS_LIBBPF_H
 #define _DYNAMOS_LIBBPF_H
@@ -15,20 +18,32 @@ typedef __u8 u8;
 typedef __u32 u32;
 typedef __u64 u64;
 
-#define MAP(kind, name, key_type, value_type)			\
+#ifdef DYNAMOS_ADAPT
+#define MAP_ROOM(entries) entries
+#else
+#define MAP_ROOM(entries) 1
+#endif
+
+#define MAP(kind, name, key_type, value_type, entries)		\
 	struct {						\
 		__uint(type, BPF_MAP_TYPE_##kind);		\
-		__uint(max_entries, 1);				\
+		__uint(max_entries, MAP_ROOM(entries));		\
 		__type(key, key_type);				\
 		__type(value, value_type);			\
 	} name SEC(".maps")
 
-#define BPF_PERCPU_ARRAY(name, value, entries)	MAP(PERCPU_ARRAY, name, u32, value)
-#define BPF_HASH(name, key, value, entries)	MAP(HASH, name, key, value)
+#define BPF_ARRAY(name, value, entries) \
+	MAP(ARRAY, name, u32, value, entries)
+#define BPF_PERCPU_ARRAY(name, value, entries) \
+	MAP(PERCPU_ARRAY, name, u32, value, entries)
+#define BPF_HASH(name, key, value, entries) \
+	MAP(HASH, name, key, value, entries)
+#define BPF_LRU_HASH(name, key, value, entries) \
+	MAP(LRU_HASH, name, key, value, entries)
 #define BPF_TABLE_PINNED(kind, key, value, name, entries, pin) \
-	MAP(HASH, name, key, value)
+	MAP(HASH, name, key, value, entries)
 #define BPF_STACK_TRACE(name, entries) \
-	MAP(STACK_TRACE, name, u32, struct { u64 ip[127]; })
+	MAP(STACK_TRACE, name, u32, struct { u64 ip[127]; }, entries)
 #define BPF_RINGBUF_OUTPUT(name, pages)				\
 	struct {						\
 		__uint(type, BPF_MAP_TYPE_RINGBUF);		\
@@ -36,6 +51,8 @@ typedef __u64 u64;
 	} name SEC(".maps")
 
 #define lookup(map, key)		bpf_map_lookup_elem(map, key)
+#define update(map, key, value)		bpf_map_update_elem(map, key, value, BPF_ANY)
+#define delete(map, key)		bpf_map_delete_elem(map, key)
 #define get_stackid(map, ctx, flags)	bpf_get_stackid(ctx, map, flags)
 #define ringbuf_output(map, data, size, flags) \
 	bpf_ringbuf_output(map, data, size, flags)

@@ -17,7 +17,7 @@ from pathlib import Path
 _SYS_BPF, _SYS_PERF_EVENT_OPEN = (321, 298) if c.sizeof(c.c_void_p) == 8 else (357, 336)
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY = 0, 1, 2, 3, 4
-_OBJ_PIN, _OBJ_GET = 6, 7
+_PROG_LOAD, _OBJ_PIN, _OBJ_GET = 5, 6, 7
 _PROG_FD_BY_ID, _MAP_FD_BY_ID, _OBJ_INFO = 13, 14, 15
 _RAW_TRACEPOINT_OPEN, _LINK_CREATE = 17, 28
 
@@ -125,6 +125,20 @@ class _ProgInfo(c.Structure):
         ("nr_map_ids", c.c_uint32),
         ("map_ids", c.c_uint64),
         ("name", c.c_char * 16),
+    ]
+
+
+class _ProgLoad(c.Structure):
+    _fields_ = [
+        ("type", c.c_uint32),
+        ("count", c.c_uint32),
+        ("code", c.c_uint64),
+        ("licence", c.c_uint64),
+        ("log_level", c.c_uint32),
+        ("log_size", c.c_uint32),
+        ("log", c.c_uint64),
+        ("kernel_version", c.c_uint32),
+        ("flags", c.c_uint32),
     ]
 
 
@@ -299,6 +313,28 @@ def program_maps(fd: int) -> frozenset[int]:
     raw = _ProgInfo(nr_map_ids=len(ids), map_ids=c.addressof(ids))
     _info(fd, raw)
     return frozenset(ids[: raw.nr_map_ids])
+
+
+def program_name(fd: int) -> str:
+    """Return a program's name, of which the kernel keeps the first 15 bytes."""
+    raw = _ProgInfo()
+    _info(fd, raw)
+    return str(raw.name.decode())
+
+
+def verifier_words(kind: int, code: bytes, licence: bytes) -> str:
+    """Return what the verifier says of a program that it refuses, "" if it accepts it."""
+    log = c.create_string_buffer(1 << 20)
+    words, text = c.create_string_buffer(code, len(code)), c.create_string_buffer(licence)
+    attr = _ProgLoad(
+        type=kind, count=len(code) // 8, code=c.addressof(words), licence=c.addressof(text),
+        log_level=1, log_size=len(log), log=c.addressof(log),
+    )  # fmt: skip
+    try:
+        os.close(_bpf(_PROG_LOAD, attr))
+    except OSError:
+        return log.value.decode(errors="replace")
+    return ""
 
 
 def raw_tracepoint_open(name: str, program: int) -> int:

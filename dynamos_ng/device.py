@@ -13,7 +13,18 @@ from dataclasses import dataclass
 from dynamos_ng import uapi
 from dynamos_ng.closing import Closing
 from dynamos_ng.errors import Busy, DynamosError, KernelRefused, MissingTool
-from dynamos_ng.model import Edition, Function, FunctionState, Holder, Phase, StackWalk, Switch, Update, Variable
+from dynamos_ng.model import (
+    Adaptation,
+    Edition,
+    Function,
+    FunctionState,
+    Holder,
+    Phase,
+    StackWalk,
+    Switch,
+    Update,
+    Variable,
+)
 
 PATH = "/dev/dynamos"
 
@@ -37,6 +48,8 @@ MEANINGS = {
     errno.EOPNOTSUPP: "functions of loadable modules cannot be redirected yet",
     errno.ENOSPC: f"all {uapi.FUNCTIONS_MAX} function ids are taken: unload an update first",
     errno.ENOENT: "no such update or function",
+    errno.ENOLINK: "the function was built without an adaptation handler: name one with adapt = in update.toml",
+    errno.EBADFD: "not the descriptor of a BPF program of type RAW_TRACEPOINT that does not sleep",
     errno.EALREADY: "already in the state that was asked for",
     errno.EEXIST: "another update redirects this function, or writes this variable: deactivate that one first",
     errno.ENODEV: "the update is being unloaded",
@@ -203,6 +216,12 @@ class Device(Closing):
             raise _switch_error(verb, names, raw, code)
         return Switch(raw.stop_ns, raw.tasks, raw.left)
 
+    def adapt(self, function: Function, program: int | None) -> None:
+        """Let a BPF program, by its descriptor, choose the function's editions; None: no program does any more."""
+        raw = uapi.Adapt(function=function.id, program_fd=-1 if program is None else program)
+        if code := self._ioctl(uapi.IOC_ADAPT, raw):
+            raise KernelRefused(f"adapt {function.name}: {meaning(code)}", code)
+
     def stacks(self, ranges: Sequence[tuple[int, int]], max_holders: int = 4096) -> StackWalk:
         """Return the tasks whose stacks hold an address inside one of the ranges [start, end).
 
@@ -276,6 +295,7 @@ def _function(raw: uapi.FunctionInfo) -> Function:
             Edition(e.number, e.start, e.end, bool(e.flags & uapi.NEVER_RETURNS))
             for e in raw.editions[: raw.nr_editions]
         ),
+        adaptation=Adaptation(raw.program, raw.unknown, raw.avoided) if raw.flags & uapi.ADAPTS else None,
     )
 
 

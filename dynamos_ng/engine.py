@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import atexit
 import ctypes as c
+import errno
 import importlib
 import os
 import struct
+import sys
+import tempfile
+import threading
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,12 +26,18 @@ from typing import Any
 from dynamos_ng import bpf
 from dynamos_ng.build import bpf_objects
 from dynamos_ng.closing import Closing
-from dynamos_ng.errors import KernelRefused, MissingTool
+from dynamos_ng.errors import BuildError, KernelRefused, MissingTool
 
 SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 BCC, LIBBPF = "bcc", "libbpf"
 _LIBRARY = "libbpf.so.1"
+LICENCE = b"GPL"
+#: How much of the verifier's log an error shows: its end says what is wrong.
+VERIFIER_LINES = 24
+#: There is one stderr.
+_STDERR = threading.Lock()
 _PAGE = 4096
+_LOG = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,8 @@ class Source:
     """A file of bpf/, the type of its programs, and what is left open in it.
 
     `entries` gives the room in maps by name, of ring buffers in pages. `pins` are maps that are there already, by name.
-    `offsets` are those of TASK_PID, TASK_TGID, TASK_SIGNAL and SIGNAL_LIVE, in this order.
+    `offsets` are those of TASK_PID, TASK_TGID, TASK_SIGNAL and SIGNAL_LIVE, in this order. `text` is that of a source
+    that is not in bpf/ but an author's, who also says how much room there is; it may use `constants`.
     """
 
     file: str
@@ -43,6 +54,8 @@ class Source:
     entries: Mapping[str, int] = field(default_factory=dict)
     pins: Mapping[str, Path] = field(default_factory=dict)
     offsets: tuple[int, ...] = ()
+    text: str = ""
+    constants: Mapping[str, int] = field(default_factory=dict)
 
 
 class Programs(Closing):
@@ -80,24 +93,60 @@ def load(source: Source) -> Programs:
     return _Bcc(source) if name() == BCC else _Libbpf(source)
 
 
+def authors_text(source: Source) -> str:
+    """Return an author's text with what it may use in front; the compiler counts its lines alone."""
+    return f'{(SOURCES / "adapt.h").read_text()}#line 1 "{source.file}"\n{source.text}'
+
+
+def _constants(source: Source) -> dict[str, int]:
+    return {**source.constants, "KERNEL_WORD": c.sizeof(c.c_void_p)}
+
+
+def refused(file: str, program: str, words: str) -> KernelRefused:
+    """Return the error for a program that does not load: the end of what was said is what says why."""
+    end = "\n".join(f"  {line}" for line in words.strip().splitlines()[-VERIFIER_LINES:])
+    return KernelRefused(f"BPF program {program} of {file}: the kernel refuses it:\n{end}", errno.EACCES)
+
+
+@contextmanager
+def _stderr() -> Iterator[Callable[[], str]]:
+    """Keep what comes on stderr, which is where bcc's compiler writes; it is passed on afterwards."""
+    with _STDERR, tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: os.pread(file.fileno(), 1 << 16, 0).decode(errors="replace").strip()
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.write(2, os.pread(file.fileno(), 1 << 16, 0))
+
+
 class _Bcc(Programs):
     def __init__(self, source: Source) -> None:
         bcc = importlib.import_module("bcc")
         defines: dict[str, object] = {f"{name.upper()}_ENTRIES": room for name, room in source.entries.items()}
         defines |= {f"{name.upper()}_PIN": f'"{path}"' for name, path in source.pins.items()}
         defines |= zip(("TASK_PID", "TASK_TGID", "TASK_SIGNAL", "SIGNAL_LIVE"), source.offsets, strict=False)
+        defines |= _constants(source)
         flags = [f"-D{name}={value}" for name, value in defines.items()]
         # Kernels from 6.12 on use anonymous members in headers that bcc 0.26 does not know.
         flags += ["-fms-extensions", "-w"]
+        self._file, self._kind = source.file, source.kind
         path = SOURCES / source.file
-        try:
-            self._module: Any = bcc.BPF(text=path.read_bytes(), cflags=flags)
-        except Exception as error:  # bcc raises nothing more precise
-            raise MissingTool(
-                f"bcc cannot compile {path}: {error}; are the headers of the running kernel installed? "
-                f"apt-get install linux-headers-{os.uname().release}"
-            ) from None
-        self._kind = source.kind
+        text = authors_text(source) if source.text else path.read_text()
+        with _stderr() as words:
+            try:
+                self._module: Any = bcc.BPF(text=text.encode(), cflags=flags)
+            except Exception as error:  # bcc raises nothing more precise
+                if source.text and words():
+                    raise BuildError(f"{source.file}: bcc cannot compile it:\n{words()}") from None
+                raise MissingTool(
+                    f"bcc cannot compile {path}: {error}; are the headers of the running kernel installed? "
+                    f"apt-get install linux-headers-{os.uname().release}"
+                ) from None
 
     def close(self) -> None:
         """Detach and close everything, which otherwise lives as long as the process."""
@@ -107,10 +156,13 @@ class _Bcc(Programs):
             self._module = None
 
     def program(self, name: str) -> int:
+        code = b""
         try:
+            code = self._module.dump_func(name.encode())
             return int(self._module.load_func(name.encode(), self._kind).fd)
         except Exception as error:  # bcc raises nothing more precise
-            raise KernelRefused(f"BPF program {name}: {error}") from None
+            words = code and bpf.verifier_words(self._kind, code, LICENCE)
+            raise refused(self._file, name, words or str(error)) from None
 
     def table(self, name: str) -> int:
         return int(self._module[name.encode()].map_fd)
@@ -134,6 +186,8 @@ _FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
     "bpf_object__find_map_by_name": (_POINTER, _POINTER, c.c_char_p),
     "bpf_program__set_type": (c.c_int, _POINTER, c.c_int),
     "bpf_program__fd": (_FD, _POINTER),
+    "bpf_program__name": (c.c_char_p, _POINTER),
+    "bpf_program__set_log_buf": (c.c_int, _POINTER, _POINTER, c.c_size_t),
     "bpf_map__type": (c.c_int, _POINTER),
     "bpf_map__fd": (_FD, _POINTER),
     "bpf_map__reuse_fd": (c.c_int, _POINTER, _FD),
@@ -146,30 +200,46 @@ _FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
 
 
 class _Libbpf(Programs):
+    _logs: dict[str, c.Array[c.c_char]]
+
     def __init__(self, source: Source) -> None:
-        path = bpf_objects.path(source.file)
-        self._file = source.file
+        self._file, self._logs = source.file, {}
         self._library = c.CDLL(_LIBRARY, use_errno=True)
         for function, (result, *arguments) in _FUNCTIONS.items():
             entry = getattr(self._library, function)
             entry.restype, entry.argtypes = result, arguments
         self._library.libbpf_set_print(None)
         with ExitStack() as undo:
+            path = self._object_file(source, undo)
             self._object = self._made("open", self._library.bpf_object__open_file(bytes(path), None))
             undo.callback(self._library.bpf_object__close, self._object)
             self._prepare(source)
-            self._done("load", self._library.bpf_object__load(self._object))
+            if (code := self._library.bpf_object__load(self._object)) < 0:
+                for name, log in self._logs.items():
+                    if log.value:
+                        raise refused(self._file, name, log.value.decode(errors="replace"))
+            self._done("load", code)
+            self._logs.clear()
             self._undo = undo.pop_all()
 
     def close(self) -> None:
         """Close everything; what is attached or pinned stays so."""
         self._undo.close()
 
+    def _object_file(self, source: Source, undo: ExitStack) -> Path:
+        if not source.text:
+            return bpf_objects.path(source.file)
+        path = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="dynamos-bpf-"))) / "object"
+        bpf_objects.compile_text(source.file, authors_text(source), _constants(source), path)
+        return path
+
     def _prepare(self, source: Source) -> None:
         library = self._library
         program = None
         while program := library.bpf_object__next_program(self._object, program):
             self._done("type", library.bpf_program__set_type(program, source.kind))
+            log = self._logs[library.bpf_program__name(program).decode()] = c.create_string_buffer(_LOG)
+            self._done("log", library.bpf_program__set_log_buf(program, log, len(log)))
         for name, room in source.entries.items():
             found = self._map(name)
             unit = _PAGE if library.bpf_map__type(found) == bpf.MAP_RINGBUF else 1

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from dynamos_ng import holders, host, modules, neighbours, uapi
+from dynamos_ng import adaptation, holders, host, modules, neighbours, uapi
 from dynamos_ng.build.description import update_name
 from dynamos_ng.errors import Busy, DynamosError, KernelRefused, UsageError
 from dynamos_ng.model import (
@@ -103,12 +103,26 @@ class Manager(View):
         file = Path(path)
         with self._lock:
             name = modules.modinfo(file).get("name", file.stem)
-            if not any(update.module == name for update in self.updates()):
-                modules.load(file)
+            known = next((update for update in self.updates() if update.module == name), None)
+            if known is None or adaptation.missing(known.functions):
+                self._load(file, name, known is None)
             update = self.update(name)
             if not watch:
                 return update
             return replace(update, unwatched=self.watch([function.name for function in update.functions]))
+
+    def _load(self, file: Path, name: str, new: bool) -> None:
+        """Load a module, unless it is not new, and attach its adaptation handlers; all or nothing."""
+        with adaptation.Programs(file) as programs:
+            if new:
+                modules.load(file)
+            try:
+                update = self.update(name)
+                programs.attach(self._device, update.module, update.functions)
+            except DynamosError:
+                if new:
+                    modules.unload(name)
+                raise
 
     def activate(
         self, name: str, *, edition: int | None = None, classes: Sequence[int] | None = None
@@ -116,7 +130,8 @@ class Manager(View):
         """Redirect all functions of an update in one stop.
 
         Processes of the given policy classes get `edition` (each function's newest unless told), others v1;
-        without classes, all get it. Before the stop nobody sees the change, after it everybody does.
+        without classes, all get it. Where a program adapts, that is for when it does not decide, and then without
+        edition and classes it is v1. Before the stop nobody sees the change, after it everybody does.
         """
         with self._lock:
             update = self.update(name)
@@ -128,7 +143,8 @@ class Manager(View):
                 )
             rows: dict[int, bytes] = {}
             for function in update.functions:
-                chosen = function.newest if edition is None else edition
+                newest = 1 if function.adaptation and classes is None else function.newest
+                chosen = newest if edition is None else edition
                 _check_edition(function, chosen)
                 rows[function.id] = _row(chosen, classes)
             for function in update.functions:
@@ -219,6 +235,7 @@ class Manager(View):
             for function in update.functions:
                 self._unwatched.pop(function.name, None)
             modules.unload(update.module)
+            adaptation.unpin(update.module)
             return Change("unload", update.name, FunctionState.LOADED, before, after, switch.stop_ns, notes)
 
     # Policy

@@ -8,6 +8,7 @@ from enum import IntEnum
 from dynamos_ng.errors import Refusal
 
 __all__ = [
+    "Adaptation",
     "CallCounts",
     "Change",
     "Edition",
@@ -57,6 +58,19 @@ class Edition:
 
 
 @dataclass(frozen=True)
+class Adaptation:
+    """A function's adaptation handler: the id of the BPF program that is attached (0: none), and what was counted.
+
+    `unknown` are calls for which the program named an edition that there is not, `avoided` those on which it must not
+    run: made by a program, or in an NMI.
+    """
+
+    program: int
+    unknown: int
+    avoided: int
+
+
+@dataclass(frozen=True)
 class Function:
     """A function that an update has registered with dynamos.ko; addresses are the running kernel's."""
 
@@ -72,6 +86,7 @@ class Function:
     original_bytes: bytes
     trampoline: bytes
     editions: tuple[Edition, ...]
+    adaptation: Adaptation | None = None
 
     @property
     def newest(self) -> int:

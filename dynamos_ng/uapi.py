@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI = 6
+ABI = 7
 FUNCTIONS_MAX = 1024
 EDITIONS_MAX = 16
 CLASSES = 256
@@ -27,6 +27,8 @@ QUIESCENT = 1
 CONSISTENT = 2
 PHASED = 4
 EXPECTS = 1
+
+ADAPTS = 1
 
 PHASE_ASK = 0
 PHASE_RAISE = 1
@@ -84,6 +86,10 @@ class FunctionInfo(c.Structure):
         ("id", c.c_uint32),
         ("state", c.c_uint32),
         ("nr_editions", c.c_uint32),
+        ("flags", c.c_uint32),
+        ("program", c.c_uint32),
+        ("unknown", c.c_uint64),
+        ("avoided", c.c_uint64),
         ("address", c.c_uint64),
         ("image_size", c.c_uint64),
         ("site", c.c_uint64),
@@ -193,6 +199,17 @@ class Stacks(c.Structure):
     ]
 
 
+class Adapt(c.Structure):
+    """struct dynamos_adapt"""
+
+    _fields_ = [
+        ("size", c.c_uint32),
+        ("function", c.c_uint32),
+        ("program_fd", c.c_int32),
+        ("reserved", c.c_uint32),
+    ]
+
+
 class Retire(c.Structure):
     """struct dynamos_retire"""
 
@@ -236,6 +253,7 @@ IOC_ACTIVATE = _ioc(_READ | _WRITE, 3, Switch)
 IOC_DEACTIVATE = _ioc(_READ | _WRITE, 4, Switch)
 IOC_STACKS = _ioc(_READ | _WRITE, 5, Stacks)
 IOC_RETIRE = _ioc(_READ | _WRITE, 6, Retire)
+IOC_ADAPT = _ioc(_WRITE, 7, Adapt)
 IOC_PHASE = _ioc(_READ | _WRITE, 8, Phase)
 IOC_UPDATE = _ioc(_READ | _WRITE, 9, UpdateInfo)
 IOC_VARIABLE = _ioc(_READ | _WRITE, 10, VariableInfo)

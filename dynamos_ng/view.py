@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from dynamos_ng import bpfmaps, holders, neighbours, probes
+from dynamos_ng import adaptation, bpfmaps, holders, neighbours, probes
 from dynamos_ng.build import dynamos_ko
 from dynamos_ng.build.description import module_name, update_name
 from dynamos_ng.device import Device
@@ -48,6 +48,7 @@ class View:
             self._maps = undo.enter_context(bpfmaps.open_maps(info.map_ids))
             self._device.set_maps(*self._maps.fds)
             probes.ensure_classification()
+            adaptation.sweep(function.update for function in self._device.functions())
             self._probes = undo.enter_context(probes.Probes())
             self._undo = undo.pop_all()
 
@@ -122,7 +123,8 @@ class View:
 
     def _notes(self, function: Function, others: Iterable[Kprobe]) -> tuple[str, ...]:
         """Return what one must know of a function beside its counts: why it is not watched, and who is in the way."""
-        notes = [f"livepatch {name} replaces it: its calls reach no edition" for name in self._livepatches(function)]
+        notes = [*adaptation.notes(function)]
+        notes += [f"livepatch {name} replaces it: its calls reach no edition" for name in self._livepatches(function)]
         if function.state is FunctionState.REDIRECTED:
             behind = neighbours.within(others, function.site + 1, function.address + function.size)
             notes += [f"{probe} is silent: calls leave before it" for probe in behind]

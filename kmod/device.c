@@ -226,6 +226,21 @@ static int ioctl_phase(void __user *arg)
 	return copy_out(arg, &phase, sizeof(phase), err);
 }
 
+static int ioctl_adapt(void __user *arg)
+{
+	struct dynamos_adapt adapt;
+	int err = copy_in(&adapt, arg, sizeof(adapt));
+
+	if (err)
+		return err;
+	if (adapt.reserved)
+		return -EINVAL;
+	mutex_lock(&redirect_lock);
+	err = redirect_adapt(adapt.function, adapt.program_fd);
+	mutex_unlock(&redirect_lock);
+	return err;
+}
+
 static long device_ioctl(struct file *file, unsigned int command, unsigned long arg)
 {
 	void __user *user = (void __user *)arg;
@@ -247,6 +262,8 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 		return ioctl_stacks(user);
 	case DYNAMOS_IOC_RETIRE:
 		return ioctl_retire(user);
+	case DYNAMOS_IOC_ADAPT:
+		return ioctl_adapt(user);
 	case DYNAMOS_IOC_UPDATE:
 		return ioctl_update(user);
 	case DYNAMOS_IOC_VARIABLE:

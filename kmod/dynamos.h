@@ -102,6 +102,12 @@ struct dynamos_shadows *shadows_new(struct dynamos_shadows *older);
 unsigned long shadows_count(const struct dynamos_shadows *shadows);
 void shadows_free(struct dynamos_shadows *shadows, const struct dynamos_shadows *last);
 
+/* adapt.c: BPF programs that choose editions. */
+struct adapt *adapt_create(const struct dynamos_function *function, const u8 *row);
+void adapt_destroy(struct adapt *adapt);
+int adapt_attach(struct adapt *adapt, int fd);
+void adapt_info(const struct adapt *adapt, struct dynamos_function_info *info);
+
 /* redirect.c: the table of functions and their states. */
 extern struct mutex redirect_lock;
 int redirect_add(const struct dynamos_update *update);
@@ -113,6 +119,7 @@ void redirect_totals(u32 *functions, u32 *redirected);
 int redirect_activate(const u32 *ids, u32 count, struct dynamos_switch *sw);
 int redirect_deactivate(const u32 *ids, u32 count, struct dynamos_switch *sw);
 int redirect_retire(struct dynamos_retire *retire);
+int redirect_adapt(u32 id, int fd);
 
 /*
  * text.c: writes to kernel text. A text_patch is prepared (mapped writable) and

@@ -25,6 +25,7 @@
 struct redirect {
 	const struct dynamos_function *function;	/* lives in owner */
 	struct module *owner;
+	struct adapt *adapt;		/* owned; NULL if the policy alone decides */
 	u32 state;
 };
 
@@ -83,6 +84,19 @@ static void function_connect(u32 id, const struct dynamos_function *function)
 			(void *)(__force unsigned long)use_counter(id, function->editions[i].number);
 }
 
+static int function_adapt(u32 id, struct redirect *redirect)
+{
+	const struct dynamos_function *function = redirect->function;
+
+	if (!function->adapt)
+		return 0;
+	redirect->adapt = adapt_create(function, editions_row(id));
+	if (!redirect->adapt)
+		return -ENOMEM;
+	*function->adapt = redirect->adapt;
+	return 0;
+}
+
 /**
  * redirect_remove() - forget the functions of an update whose module goes
  * @owner: the module
@@ -97,6 +111,7 @@ void redirect_remove(const struct module *owner)
 			continue;
 		WARN_ON_ONCE(redirects[id]->state != DYNAMOS_LOADED);
 		memset(editions_row(id), 0, DYNAMOS_CLASSES);
+		adapt_destroy(redirects[id]->adapt);
 		kfree(redirects[id]);
 		redirects[id] = NULL;
 	}
@@ -137,6 +152,9 @@ int redirect_add(const struct dynamos_update *update)
 		redirects[id] = redirect;
 		function_reset(id, redirect->function);
 		function_connect(id, redirect->function);
+		err = function_adapt(id, redirect);
+		if (err)
+			break;
 	}
 	if (err)
 		redirect_remove(update->owner);
@@ -180,6 +198,8 @@ int redirect_info(struct dynamos_function_info *info)
 		info->editions[i].start = function->editions[i].start;
 		info->editions[i].end = function->editions[i].end;
 	}
+	if (redirects[id]->adapt)
+		adapt_info(redirects[id]->adapt, info);
 	return 0;
 }
 
@@ -215,6 +235,23 @@ void redirect_totals(u32 *functions, u32 *redirected)
 		++*functions;
 		*redirected += redirects[id]->state == DYNAMOS_REDIRECTED;
 	}
+}
+
+/**
+ * redirect_adapt() - let a BPF program choose a function's editions
+ * @id: the function
+ * @fd: descriptor of the program, or -1 for none
+ *
+ * Return: 0, -ENOENT, -ENOLINK or -EBADFD.
+ */
+int redirect_adapt(u32 id, int fd)
+{
+	lockdep_assert_held(&redirect_lock);
+	if (id >= DYNAMOS_FUNCTIONS_MAX || !redirects[id])
+		return -ENOENT;
+	if (!redirects[id]->adapt)
+		return -ENOLINK;
+	return adapt_attach(redirects[id]->adapt, fd);
 }
 
 static bool redirected_elsewhere(const struct redirect *redirect)

@@ -71,7 +71,7 @@ class Arch(ABC):
     `relocations` gives name, width in bytes and whether relative to the place, by ELF type; `return_thunks` says
     whether its kernels may replace returns by jumps. Registers that a C function does not care about come first choice
     first: at its entry, when it returns, when it jumps to another. `pair` are two that `select` uses, the second for
-    what is `chosen`.
+    what is `chosen`; `arguments` are those that a C function's arguments come in, in their order.
     """
 
     name: str
@@ -91,6 +91,8 @@ class Arch(ABC):
     spare: str
     chosen: str
     pair: tuple[str, str]
+    arguments: tuple[str, ...]
+    answer: str
 
     @abstractmethod
     def decode(self, code: bytes, address: int) -> tuple[list[Instruction], int]:
@@ -114,6 +116,14 @@ class Arch(ABC):
 
         CURRENT is the per-CPU offset of the current task's pointer, TGID that of the thread group's number in a task,
         ROW the slot that holds the function's row of editions.
+        """
+
+    @abstractmethod
+    def adapt(self, slot: str, /) -> list[str]:
+        """Return text that leaves the edition that dynamos.ko chooses for this call in the register `answer`.
+
+        SLOT holds what that needs; the argument registers have been pushed, the first one last. Changes what any call
+        of a C function changes.
         """
 
     @abstractmethod

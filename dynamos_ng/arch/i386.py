@@ -43,6 +43,9 @@ class _I386(Arch):
             "\tmovzbl (%eax,%ecx), %ecx",
         ]
 
+    def adapt(self, slot: str) -> list[str]:
+        return [f"\tmov {slot}, %eax", "\tmov %esp, %edx", "\tcall dynamos_adapt"]
+
     def program_counter(self, read: Callable[[int, int], bytes], function: int) -> str:
         return _PROGRAM_COUNTERS.get(read(function, 4), "")
 
@@ -81,4 +84,6 @@ ARCH = _I386(
     spare="ecx",
     chosen="cl",
     pair=("eax", "ecx"),
+    arguments=("eax", "edx", "ecx"),
+    answer="al",
 )

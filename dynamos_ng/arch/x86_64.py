@@ -32,6 +32,9 @@ class _X8664(Arch):
             "\tmovzbl (%r10,%r11), %r11d",
         ]
 
+    def adapt(self, slot: str) -> list[str]:
+        return [f"\tmov {slot}(%rip), %rdi", "\tmov %rsp, %rsi", "\tcall dynamos_adapt"]
+
     def program_counter(self, _read: Callable[[int, int], bytes], _function: int) -> str:
         return ""
 
@@ -74,4 +77,6 @@ ARCH = _X8664(
     spare="r11",
     chosen="r11b",
     pair=("r10", "r11"),
+    arguments=("rdi", "rsi", "rdx", "rcx", "r8", "r9"),
+    answer="al",
 )

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dynamos_ng import uapi
 from dynamos_ng.errors import UsageError
@@ -17,15 +17,30 @@ NAME = re.compile(r"[a-z][a-z0-9_-]*")
 #: The kernel takes module names of up to 55 bytes; ours begin with PREFIX.
 NAME_MAX = 40
 PREFIX = "dynamos_"
+#: The sources of adaptation handlers.
+BPF_FILES = "*.bpf.c"
+
+
+@dataclass(frozen=True)
+class Handler:
+    """An adaptation handler: a BPF source in the update's folder, and the program in it."""
+
+    file: str
+    program: str
 
 
 @dataclass(frozen=True)
 class FunctionChange:
-    """One function: its 1-based position among symbols of the same name (0: the name must be unique)."""
+    """One function: its 1-based position among symbols of the same name (0: the name must be unique).
+
+    The kernel may have one of `others` in place of the name, which the sources go by.
+    """
 
     name: str
     position: int = 0
     editions: tuple[int, ...] = ()
+    adapt: Handler | None = None
+    others: tuple[str, ...] = ()
 
     def symbol(self, edition: int) -> str:
         """Return the C name of an edition."""
@@ -112,14 +127,16 @@ def parse(table: Mapping[str, Any], folder: Path) -> Description:
     if not NAME.fullmatch(name) or len(name) > NAME_MAX:
         check.fail("name", f"{name!r} must be lower-case letters, digits, - and _, at most {NAME_MAX} of them")
     functions = check.tables(table, "function")
-    changes = tuple(_change(check, entry, index) for index, entry in enumerate(functions, 1))
+    changes = tuple(_change(check, folder, entry, index) for index, entry in enumerate(functions, 1))
     seen: set[tuple[str, int]] = set()
     for change in changes:
         if (change.name, change.position) in seen:
             check.fail("function", f"{change.name} stands twice")
         seen.add((change.name, change.position))
-    sources = check.texts(table, "sources", sorted(file.name for file in folder.glob("*.c")))
+    sources = check.texts(table, "sources", sorted(f.name for f in folder.glob("*.c") if not f.match(BPF_FILES)))
     for source in sources:
+        if Path(source).match(BPF_FILES):
+            check.fail("sources", f"{source!r} is BPF: it is named by a function's adapt")
         if not source.endswith(".c") or "/" in source or not (folder / source).is_file():
             check.fail("sources", f"{source!r} is not a C file in this folder")
     variables = tuple(_variable(check, entry, i) for i, entry in enumerate(check.tables(table, "variable"), 1))
@@ -145,6 +162,10 @@ def _switching(
 ) -> tuple[bool, bool]:
     """Return whether the functions are a consistent group, and whether the update is a synchronised one."""
     consistent, phased = check.truth(table, "consistent", False), check.truth(table, "phased", False)
+    for change in changes:
+        if change.adapt and (consistent or phased):
+            key = "consistent" if consistent else "phased"
+            check.fail(key, f"{change.name}: its edition is not a program's to choose")
     if consistent and phased:
         check.fail("consistent", "a synchronised update moves tasks over while they are inside: leave out one of both")
     if phased:
@@ -158,19 +179,36 @@ def _switching(
     return consistent, phased
 
 
-def _change(check: _Checker, entry: Mapping[str, Any], index: int) -> FunctionChange:
+def _change(check: _Checker, folder: Path, entry: Mapping[str, Any], index: int) -> FunctionChange:
     where = f"function {index}: "
-    check.keys(entry, {"name", "position", "editions"}, where)
-    name = check.text(entry, "name", "")
-    if not re.fullmatch(r"[A-Za-z_][\w.]*", name) or len(name) >= uapi.NAME_MAX:
-        check.fail(f"{where}name", f"{name!r} is not the name of a kernel function")
+    check.keys(entry, {"name", "position", "editions", "adapt"}, where)
+    given = entry.get("name", "")
+    name, *others = given if isinstance(given, list) and given else [given]
+    for one in (name, *others):
+        if not isinstance(one, str) or not re.fullmatch(r"[A-Za-z_][\w.]*", one) or len(one) >= uapi.NAME_MAX:
+            check.fail(f"{where}name", f"{one!r} is not the name of a kernel function")
     editions = entry.get("editions", [])
     last = uapi.EDITIONS_MAX - 1
     if not isinstance(editions, list) or not all(type(n) is int and 2 <= n <= last for n in editions):
         check.fail(f"{where}editions", f"a list of numbers from 2 to {last} (1 is the original)")
     if len(set(editions)) != len(editions):
         check.fail(f"{where}editions", "a number stands twice")
-    return FunctionChange(name, check.number(entry, "position", 0, 1, 10_000), tuple(sorted(editions)))
+    position = check.number(entry, "position", 0, 1, 10_000)
+    handler = _handler(check, folder, check.text(entry, "adapt", ""), f"{where}adapt") if "adapt" in entry else None
+    return FunctionChange(name, position, tuple(sorted(editions)), handler, tuple(others))
+
+
+def _handler(check: _Checker, folder: Path, text: str, key: str) -> Handler:
+    file, _, program = text.partition(":")
+    if "/" in file or not Path(file).match(BPF_FILES) or not re.fullmatch(r"[A-Za-z_]\w*", program):
+        check.fail(key, f"{text!r} must be FILE:PROGRAM, a source in this folder ({BPF_FILES}) and a program in it")
+    try:
+        source = (folder / file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        check.fail(key, f"{file} cannot be read: {getattr(error, 'strerror', None) or error}")
+    if not re.search(rf"^\s*int {program}\(", source, re.MULTILINE):
+        check.fail(key, f"{file} has no program {program}: no line begins with 'int {program}('")
+    return Handler(file, program)
 
 
 def _variable(check: _Checker, entry: Mapping[str, Any], index: int) -> VariableChange:
@@ -199,7 +237,7 @@ class _Checker:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def fail(self, key: str, reason: str) -> None:
+    def fail(self, key: str, reason: str) -> NoReturn:
         raise UsageError(f"{self.path}: {key}: {reason}")
 
     def keys(self, table: Mapping[str, Any], known: set[str], where: str) -> None:

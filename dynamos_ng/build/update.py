@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from dynamos_ng import uapi
-from dynamos_ng.build import description, dynamos_ko, kbuild, variables
-from dynamos_ng.build.description import Description
+from dynamos_ng.build import adaptation, description, dynamos_ko, kbuild, variables
+from dynamos_ng.build.description import Description, FunctionChange
 from dynamos_ng.device import Device, Info
 from dynamos_ng.errors import BuildError, DynamosError, UsageError
 from dynamos_ng.image import Kernel
 from dynamos_ng.rewrite.clone import Original, examine
 from dynamos_ng.rewrite.handler import Constants
+from dynamos_ng.rewrite.kernel import Symbol
 from dynamos_ng.rewrite.objects import Object
 from dynamos_ng.rewrite.update import Redirect, generate
 
@@ -52,7 +53,7 @@ def build(folder: Path, output: Path) -> Path:
     with Device() as device:
         info = device.info()
     kernel = Kernel.live()
-    originals = [examine(kernel, kernel.function(change.name, change.position or None)) for change in wanted.functions]
+    originals = [examine(kernel, _function(kernel, change)) for change in wanted.functions]
     written = [variables.place(kernel, wanted, change) for change in wanted.variables]
     if not output.is_dir():
         raise UsageError(f"{output}: no such folder to put the module into")
@@ -60,7 +61,7 @@ def build(folder: Path, output: Path) -> Path:
         work = Path(name)
         objects = [_compile(wanted, work / "editions")] if wanted.sources else []
         redirects = [
-            Redirect(original, {edition: change.symbol(edition) for edition in change.editions})
+            Redirect(original, {n: change.symbol(n) for n in change.editions}, change.name, change.adapt is not None)
             for original, change in zip(originals, wanted.functions, strict=True)
         ]
         constants = Constants(
@@ -69,11 +70,19 @@ def build(folder: Path, output: Path) -> Path:
         resolve = _resolver(kernel, wanted)
         _check_keys(kernel, objects, resolve)
         text = generate(redirects, objects, constants, resolve, written, kernel.arch, wanted.consistent)
+        text += "\n".join([*adaptation.text(_carried(wanted, originals, objects)), ""])
         module = _link(wanted, info, text, work / "module")
         try:
             return Path(shutil.copy(module, output))
         except OSError as error:
             raise UsageError(f"{output}: {error.strerror}: give another folder with --output") from None
+
+
+def _function(kernel: Kernel, change: FunctionChange) -> Symbol:
+    """Return the function of the first of its names that the kernel has."""
+    names = (change.name, *change.others)
+    name = next((name for name in names if kernel.symbols.find(name)), change.name)
+    return kernel.function(name, change.position or None)
 
 
 def _compile(wanted: Description, work: Path) -> Object:
@@ -89,6 +98,17 @@ def _compile(wanted: Description, work: Path) -> Object:
     )
     kbuild.make(work, EDITIONS)
     return Object((work / EDITIONS).read_bytes(), EDITIONS)
+
+
+def _carried(wanted: Description, originals: Sequence[Original], objects: Iterable[Object]) -> adaptation.Carried:
+    """Return what the module is to carry of its adaptation handlers."""
+    handlers = {
+        original.body.address: change.adapt
+        for original, change in zip(originals, wanted.functions, strict=True)
+        if change.adapt is not None
+    }
+    sources = {one.file: (wanted.folder / one.file).read_text() for one in handlers.values()}
+    return adaptation.Carried(handlers, sources, adaptation.constants(objects))
 
 
 def _check_keys(kernel: Kernel, objects: Iterable[Object], resolve: Callable[[str], int | None]) -> None:

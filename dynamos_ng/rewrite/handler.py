@@ -1,7 +1,8 @@
 """The redirection handler: which edition does this process run?
 
 Reached by the trampoline's direct jump. It saves the registers that are not free at the entry of a C function; for a
-function that is perhaps not C (it has no ftrace site), all that it changes.
+function that is perhaps not C (it has no ftrace site), all that it changes. Where a BPF program is to choose by the
+arguments, these are what it saves, and it calls dynamos.ko (kmod/adapt.c).
 """
 
 from __future__ import annotations
@@ -36,23 +37,31 @@ def handler(
     preserve: bool,
     constants: Constants,
     tables: Tables,
+    adapts: bool = False,
 ) -> list[str]:
     """Return the text of LABEL_handler; if it saves nothing, it falls through into the first edition, which must
-    follow."""
+    follow.
+
+    With ADAPTS the function must be C, which PRESERVE denies.
+    """
     name = f"{label}_handler"
     arch = tables.arch
     others = [edition for edition in editions if edition.number > 1]
-    save = [f"\tpush %{register}" for register in arch.saved(preserve)] + ["\tpushf"] * preserve
-    restore = ["\tpopf"] * preserve + [f"\tpop %{register}" for register in reversed(arch.saved(preserve))]
+    saved = arch.arguments[::-1] if adapts else arch.saved(preserve)
+    save = [f"\tpush %{register}" for register in saved] + ["\tpushf"] * preserve
+    restore = ["\tpopf"] * preserve + [f"\tpop %{register}" for register in reversed(saved)]
     tables.unwind(name, state)
     lines = ["\t.balign 16, 0xcc", f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
     lines += pushing(f".L{name}.save", save, state, tables)
-    select = arch.select(constants.current, constants.tgid, f"{label}_row")
     task = editions[0].task
+    if adapts:
+        chosen, select = arch.answer, arch.adapt(f"{label}_adapt")
+    else:
+        chosen, select = arch.chosen, arch.select(constants.current, constants.tgid, f"{label}_row")
     lines += consistency.kept(arch, task, select) if task else select
     for edition in others:
         to = f".L{name}.to{edition.number}" if save else edition.name
-        lines += [f"\tcmp ${edition.number}, %{arch.chosen}", f"\tje {to}"]
+        lines += [f"\tcmp ${edition.number}, %{chosen}", f"\tje {to}"]
     if save:
         for edition in (editions[0], *others):
             to = f".L{name}.to{edition.number}"

@@ -41,6 +41,15 @@ class Object:
         """Return the names of the functions it defines."""
         return tuple(s.name for s in self.elf.symbols if s.type == elf.FUNCTION and s.section != elf.UNDEFINED)
 
+    def constants(self, prefix: str) -> dict[str, int]:
+        """Return the values of its global constants of one word whose names begin with PREFIX."""
+        found = {}
+        for symbol in self.elf.symbols:
+            if symbol.name.startswith(prefix) and symbol.type == elf.OBJECT and symbol.size == self.elf.arch.word:
+                raw = self.elf.sections[symbol.section].data[symbol.value : symbol.value + symbol.size]
+                found[symbol.name] = int.from_bytes(raw, "little")
+        return found
+
     def static_keys(self) -> frozenset[str]:
         """Return the names of the static keys that its jump labels use and that others define."""
         entry = 8 + self.elf.arch.word

@@ -26,12 +26,13 @@ class Redirect:
     objects.
 
     `label` begins the names of its symbols (LABEL_handler, LABEL_v1, …); "" means the function's own name.
-    Give one where two functions of one name are in the same update.
+    Give one where two functions of one name are in the same update. `adapts`: a BPF program chooses the editions.
     """
 
     original: Original
     editions: Mapping[int, str] = field(default_factory=dict)
     label: str = ""
+    adapts: bool = False
 
     @property
     def stem(self) -> str:
@@ -79,6 +80,7 @@ def generate(
         text += _code(redirect, editions, program, constants, tables)
         slots += [f"\t.globl {redirect.stem}_row", f"{redirect.stem}_row:\t{arch.pointer} 0"]
         slots += [f"{edition.use}:\t{arch.pointer} 0" for edition in editions]
+        slots += [f"{redirect.stem}_adapt:\t{arch.pointer} 0"] * redirect.adapts
         description += _describe(redirect, editions, arch)
     text += [".Lupdate.end:", "\tint3"]
     if any(redirect.original.state is not None for redirect in redirects):
@@ -104,6 +106,12 @@ def _check(redirects: Sequence[Redirect], objects: Sequence[Object], arch: Arch 
         for number in redirect.editions:
             if not 2 <= number <= 255:
                 raise UsageError(f"{redirect.stem}: edition {number}: editions are numbered from 2 to 255")
+        if redirect.adapts and redirect.original.entry.ftrace is None:
+            raise Refusal(
+                redirect.original.name,
+                "it has no ftrace site, so that it may not be C, and where its arguments are is not known",
+                address=redirect.original.body.address, remedy="an adaptation handler cannot be had for it",
+            )  # fmt: skip
         seen.add(redirect.stem)
         addresses.add(redirect.original.body.address)
     arches = {redirect.original.arch for redirect in redirects} | {item.elf.arch for item in objects}
@@ -131,13 +139,14 @@ def _code(
     original = redirect.original
     preserve = original.entry.ftrace is None
     text = [f"\n\t/* {original.name} at {original.body.address:#x} */"]
-    text += handler.handler(redirect.stem, editions, original.state, preserve, constants, tables)
+    text += handler.handler(redirect.stem, editions, original.state, preserve, constants, tables, redirect.adapts)
+    falls_through = not (redirect.adapts or tables.arch.saved(preserve))
     for edition in editions:
         if edition.number == 1:
             first, body = clone.prologue(original, edition), clone.write(original, edition)
         else:
             first, body = program.edition(redirect.editions[edition.number], edition)
-        text += edition.head(bool(tables.arch.saved(preserve)) or edition.number > 1, first)
+        text += edition.head(not falls_through or edition.number > 1, first)
         text += body
         text += edition.foot(constants.return_thunk)
         if edition.task and edition.never_returns:
@@ -153,11 +162,12 @@ def _describe(redirect: Redirect, editions: list[Edition], arch: Arch) -> list[s
     original = redirect.original
     stem = redirect.stem
     entry = original.entry
+    adapt = f"{stem}_adapt" if redirect.adapts else 0
     lines = [
         f"\t{arch.pointer} .L{stem}.name, {original.body.address:#x}, {original.symbol.size}, {entry.site:#x}",
         data(entry.expected.ljust(8, b"\0")),
         f"\t{arch.pointer} {stem}_handler, .L{stem}.end, {len(editions)}, .L{stem}.editions, {stem}_row",
-        f"\t{arch.pointer} .L{stem}.parts, {len(original.body.parts)}, 0, 0",
+        f"\t{arch.pointer} .L{stem}.parts, {len(original.body.parts)}, {adapt}, 0",
     ]
     rows = []
     for edition in editions:

@@ -15,6 +15,11 @@
 #define CALL_REGISTER	0xff		/* and a register's byte */
 #define CALL_SIZE	5
 #define FUNCTION_ALIGN	16
+#ifdef CONFIG_X86_64
+#define ARGUMENT_REGISTERS 6
+#else
+#define ARGUMENT_REGISTERS 3
+#endif
 
 /* Where __switch_to_asm() left the stack of a task that is not on a CPU. */
 static inline unsigned long arch_saved_sp(struct task_struct *task)

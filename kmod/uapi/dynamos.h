@@ -17,6 +17,7 @@
  *			(once; again with the same maps is a no-op)
  *	(insmod)	an update module registers its functions
  *	FUNCTION	walk over the registered functions
+ *	ADAPT		let a BPF program choose a function's editions
  *	UPDATE		walk over the updates
  *	VARIABLE	tell of one variable of an update
  *	ACTIVATE	write the trampolines of a function group, and what
@@ -51,6 +52,11 @@
  *	ERANGE		the handler is out of reach of a 5-byte jump
  *	EOPNOTSUPP	the function lies in a loadable module
  *	ENOSPC		all function ids are taken
+ *   ADAPT
+ *	ENOENT		no function has this id
+ *	ENOLINK		the function was built without an adaptation handler
+ *	EBADFD		not the descriptor of a BPF program of type
+ *			RAW_TRACEPOINT that does not sleep
  *   ACTIVATE, DEACTIVATE
  *	ENOENT		no function has this id, or no update
  *	EALREADY	the function is redirected, or the update active,
@@ -85,7 +91,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define DYNAMOS_ABI		6
+#define DYNAMOS_ABI		7
 #define DYNAMOS_FUNCTIONS_MAX	1024	/* registered at one time */
 #define DYNAMOS_EDITIONS_MAX	16	/* per function; number 0 is not used */
 #define DYNAMOS_CLASSES		256	/* policy classes: one byte per process */
@@ -103,6 +109,9 @@
 
 /* Edition flags. */
 #define DYNAMOS_NEVER_RETURNS	1	/* judged by the stack walk alone */
+
+/* Function flags. */
+#define DYNAMOS_ADAPTS		1	/* it has an adaptation handler */
 
 /* Update flags. */
 #define DYNAMOS_QUIESCENT	1	/* switched while no task is in its functions */
@@ -148,6 +157,10 @@ struct dynamos_function_info {
 	__u32 id;		/* in: the first id to consider; out: the id */
 	__u32 state;		/* out */
 	__u32 nr_editions;	/* out */
+	__u32 flags;		/* out */
+	__u32 program;		/* out: id of the BPF program that adapts, or 0 */
+	__u64 unknown;		/* out: calls for which it named no edition there is */
+	__u64 avoided;		/* out: calls on which it must not run */
 	__u64 address;		/* out: of the original */
 	__u64 image_size;	/* out: of the original, bytes */
 	__u64 site;		/* out: of the trampoline */
@@ -232,6 +245,18 @@ struct dynamos_stacks {
 	__u64 stop_ns;		/* out */
 };
 
+/*
+ * The program's context is the function's arguments, each a u64: those in
+ * registers, then the words on the stack. It returns the number of an edition,
+ * or 0: the policy map decides. One that is attached is replaced.
+ */
+struct dynamos_adapt {
+	__u32 size;
+	__u32 function;		/* id */
+	__s32 program_fd;	/* -1: detach */
+	__u32 reserved;
+};
+
 struct dynamos_retire {
 	__u32 size;
 	__u32 tasks;		/* out */
@@ -264,6 +289,7 @@ struct dynamos_phase {
 #define DYNAMOS_IOC_DEACTIVATE	_IOWR(DYNAMOS_IOC, 4, struct dynamos_switch)
 #define DYNAMOS_IOC_STACKS	_IOWR(DYNAMOS_IOC, 5, struct dynamos_stacks)
 #define DYNAMOS_IOC_RETIRE	_IOWR(DYNAMOS_IOC, 6, struct dynamos_retire)
+#define DYNAMOS_IOC_ADAPT	_IOW(DYNAMOS_IOC, 7, struct dynamos_adapt)
 #define DYNAMOS_IOC_PHASE	_IOWR(DYNAMOS_IOC, 8, struct dynamos_phase)
 #define DYNAMOS_IOC_UPDATE	_IOWR(DYNAMOS_IOC, 9, struct dynamos_update_info)
 #define DYNAMOS_IOC_VARIABLE	_IOWR(DYNAMOS_IOC, 10, struct dynamos_variable_info)

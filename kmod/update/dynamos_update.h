@@ -38,7 +38,8 @@ struct dynamos_function {
 	void **row;			/* slot: its row of the editions map */
 	const struct dynamos_part *parts;	/* of the original */
 	unsigned long nr_parts;
-	unsigned long reserved[2];
+	void **adapt;			/* slot: its struct adapt; NULL if it has none */
+	unsigned long reserved;
 };
 
 /* The generated table of an update, and its end. */
@@ -159,6 +160,15 @@ void dynamos_shadow_free(void *shadow);
 struct dynamos_thread;
 
 /*
+ * At file scope: let BPF sources of adaptation handlers use NAME. They are
+ * compiled without the kernel's headers, and so are told where members of its
+ * structures lie.
+ */
+#define DYNAMOS_CONSTANT(name, value)					\
+	extern const unsigned long dynamos_constant_##name;		\
+	const unsigned long dynamos_constant_##name = (value)
+
+/*
  * An update. It must live as long as its module; what is reserved is zero. The
  * slots of the functions are written once, when it registers, so they may be
  * read-only after init.
@@ -197,5 +207,10 @@ static inline bool dynamos_updated(void)
 /* Called from the update's init and exit. */
 int dynamos_register(const struct dynamos_update *update);
 void dynamos_unregister(const struct dynamos_update *update);
+
+struct adapt;
+
+/* Called by the redirection handlers that have such a slot. */
+unsigned long dynamos_adapt(struct adapt *adapt, const unsigned long *words);
 
 #endif /* _DYNAMOS_UPDATE_H */

@@ -26,6 +26,7 @@ MIRROR = {
     "dynamos_range": uapi.Range,
     "dynamos_holder": uapi.Holder,
     "dynamos_stacks": uapi.Stacks,
+    "dynamos_adapt": uapi.Adapt,
     "dynamos_retire": uapi.Retire,
     "dynamos_phase": uapi.Phase,
 }

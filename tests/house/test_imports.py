@@ -18,8 +18,8 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "kernel access",
         frozenset(
-            {"image", "kallsyms", "memory", "build", "bpf", "bpfmaps", "device", "engine", "host", "kprobes", "modules",
-             "neighbours", "probes", "stacks", "survey", "vmlinuz"}
+            {"adaptation", "image", "kallsyms", "memory", "build", "bpf", "bpfmaps", "device", "engine", "host",
+             "kprobes", "modules", "neighbours", "probes", "stacks", "survey", "vmlinuz"}
         ),
     ),
     ("manager", frozenset({"holders", "manager", "quiescence", "journal", "view"})),

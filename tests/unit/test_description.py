@@ -39,6 +39,15 @@ def test_an_update_may_have_variables_alone(tmp_path: Path) -> None:
     assert found.variables == (description.VariableChange("limit", "s32", -1, 7),)
 
 
+def test_an_adaptation_handler_is_no_source_of_editions(tmp_path: Path) -> None:
+    (tmp_path / "a.bpf.c").write_text("int choose(void *ctx)\n{\n\treturn 1;\n}\n")
+    text = '[[function]]\nname = ["f", "g"]\neditions = [2]\nadapt = "a.bpf.c:choose"\n'
+    found = description.read(folder(tmp_path, f'name = "u"\n{text}', "a.c"))
+    assert [source.name for source in found.sources] == ["a.c"]
+    assert found.functions[0].adapt == description.Handler("a.bpf.c", "choose")
+    assert (found.functions[0].name, found.functions[0].others) == ("f", ("g",))
+
+
 def test_dash_and_underscore_are_the_same() -> None:
     assert description.module_name("two-words") == description.module_name("two_words") == "dynamos_two_words"
     assert description.update_name("dynamos_two_words") == "two_words"
@@ -59,6 +68,16 @@ def test_dash_and_underscore_are_the_same() -> None:
         ('[[function]]\nname = "f"\nposition = 0', "position", "from 1"),
         ('[[function]]\nname = "f"\n[symbols]\ng = "x"', "g", "number"),
         ("name = 3", "name", "text"),
+        ('[[function]]\nname = ["f", "g h"]', "function 1: name", "'g h' is not"),
+        ('[[function]]\nname = []', "function 1: name", "kernel function"),
+        ('[[function]]\nname = "f"\nadapt = 3', "adapt", "text"),
+        ('[[function]]\nname = "f"\nadapt = "a.bpf.c"', "function 1: adapt", "FILE:PROGRAM"),
+        ('[[function]]\nname = "f"\nadapt = "a.c:choose"', "function 1: adapt", "*.bpf.c"),
+        ('[[function]]\nname = "f"\nadapt = "../a.bpf.c:choose"', "function 1: adapt", "in this folder"),
+        ('[[function]]\nname = "f"\nadapt = "none.bpf.c:choose"', "function 1: adapt", "none.bpf.c cannot be read"),
+        ('[[function]]\nname = "f"\nadapt = "a.bpf.c:other"', "function 1: adapt", "no program other"),
+        ('consistent = true\n[[function]]\nname = "f"\nadapt = "a.bpf.c:choose"', "consistent", "program's"),
+        ('sources = ["a.bpf.c"]\n[[function]]\nname = "f"', "sources", "adapt"),
         ("", "function", "needs a"),
         ('[[variable]]\nname = "v"\ntype = "int"\nvalue = 1', "variable 1: type", "u32"),
         ('[[variable]]\nname = "v"\ntype = "u32"', "variable 1: value", "missing"),
@@ -68,6 +87,7 @@ def test_dash_and_underscore_are_the_same() -> None:
     ],
 )
 def test_each_mistake_names_file_and_key(tmp_path: Path, text: str, key: str, remedy: str) -> None:
+    (tmp_path / "a.bpf.c").write_text("int choose(void *ctx) { return other(ctx); }\n")
     with pytest.raises(UsageError) as caught:
         description.read(folder(tmp_path, text))
     message = str(caught.value)

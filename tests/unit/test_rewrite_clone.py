@@ -61,6 +61,42 @@ def test_handler_looks_up_class_and_edition() -> None:
     assert symbol(unit, "f_v1").value == start.value + start.size, "the handler falls through into the clone"
 
 
+def test_a_handler_that_adapts_hands_the_arguments_to_the_kernel_module() -> None:
+    memory = MemoryKernel({"f": NOP5 + "31c0 c3 cc cc"}, unwind=[(TEXT, ENTRY_STATE)])
+    unit = assemble(preprocessed(generate([Redirect(check(memory, "f"), adapts=True)], [], CONSTANTS)))
+    start = symbol(unit, "f_handler")
+    code = section(unit, ".text").data[start.value : start.value + start.size]
+    assert code == bytes.fromhex(
+        "4151 4150 51 52 56 57"  # push %r9, %r8, %rcx, %rdx, %rsi, %rdi
+        "488b3d00000000"  # mov f_adapt(%rip),%rdi
+        "4889e6"  # mov %rsp,%rsi
+        "e800000000"  # call dynamos_adapt
+        "5f 5e 5a 59 4158 4159"  # pop them
+        "eb0f cc"  # jmp f_v1
+    )
+    call = start.value + code.index(bytes.fromhex("e800000000")) + 1
+    assert relocations(unit)[call] == ("R_X86_64_PLT32", "dynamos_adapt", -4)
+    at = symbol(unit, "dynamos_functions").value + 12 * 8
+    slot = ("R_X86_64_64", ".data..ro_after_init", symbol(unit, "f_adapt").value)
+    assert relocations(unit, ".data..ro_after_init")[at] == slot
+    places = [
+        entry[2] + (0 if entry[1] == ".text" else symbol(unit, entry[1]).value)
+        for _offset, entry in sorted(relocations(unit, ".orc_unwind_ip").items())
+    ]
+    raw = section(unit, ".orc_unwind").data
+    deepest = max(
+        int.from_bytes(raw[6 * i : 6 * i + 2], "little") for i, place in enumerate(places) if place <= call + 4
+    )
+    assert deepest == int.from_bytes(ENTRY_STATE[:2], "little") + 6 * 8, "a stack is unwound through the call"
+
+
+def test_what_may_not_be_c_cannot_adapt() -> None:
+    memory = MemoryKernel({"f": "31c0 31c0 c3"})
+    with pytest.raises(Refusal, match="no ftrace site") as caught:
+        generate([Redirect(check(memory, "f"), adapts=True)], [], CONSTANTS)
+    assert (caught.value.function, caught.value.address) == ("f", TEXT)
+
+
 def test_a_return_becomes_a_jump_to_the_exit_stub() -> None:
     assert image(update(NOP5 + "31c0 c3 cc cc")) == bytes.fromhex(
         "31c0"  # xor %eax,%eax

@@ -60,10 +60,10 @@ def kernel() -> Kernel:
     return Kernel(Symbols(KALLSYMS), Dump(bytes(image), TEXT))
 
 
-def update(path: Path) -> tuple[str, elf.Elf]:
+def update(path: Path, adapts: bool = False) -> tuple[str, elf.Elf]:
     """Return the update's text, and the object that it becomes at PATH."""
     found = kernel()
-    text = generate([Redirect(check(found, "f"))], [], Constants(0x40, 0x24, return_thunk=""))
+    text = generate([Redirect(check(found, "f"), adapts=adapts)], [], Constants(0x40, 0x24, return_thunk=""))
     source, output = path / "update.S", path / "update.o"
     source.write_text(text)
     subprocess.run(["gcc", "-m32", "-c", "-Wa,--fatal-warnings", "-o", str(output), str(source)], check=True)
@@ -102,6 +102,14 @@ def test_the_handler_keeps_the_arguments(tmp_path: Path) -> None:
     assert block(text, "f_handler", "\tint3") == [
         "push %eax", "push %ecx", "mov %fs:0x40, %eax", "mov 0x24(%eax), %ecx", "mov dynamos_policy, %eax",
         "movzbl (%eax,%ecx), %ecx", "mov f_row, %eax", "movzbl (%eax,%ecx), %ecx", "pop %ecx", "pop %eax", "jmp f_v1",
+    ]  # fmt: skip
+
+
+def test_a_handler_that_adapts_pushes_the_arguments_in_their_order(tmp_path: Path) -> None:
+    text, _unit = update(tmp_path, adapts=True)
+    assert block(text, "f_handler", "\tint3") == [
+        "push %ecx", "push %edx", "push %eax", "mov f_adapt, %eax", "mov %esp, %edx", "call dynamos_adapt",
+        "pop %eax", "pop %edx", "pop %ecx", "jmp f_v1",
     ]  # fmt: skip
 
 
