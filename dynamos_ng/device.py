@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import itertools
 import os
 from collections.abc import Sequence
@@ -27,6 +26,8 @@ from dynamos_ng.model import (
 )
 
 PATH = "/dev/dynamos"
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 #: What the module means by an errno, where one call gives it one meaning (kmod/uapi/dynamos.h).
 MEANINGS = {
@@ -116,13 +117,12 @@ class Device(Closing):
             self._fd = -1
 
     def _ioctl(self, number: int, struct: ctypes.Structure) -> int:
-        """Make the call and return 0 or its errno; the module fills the structure in either way."""
+        """Make the call and return 0 or its errno; the module fills the structure in either way.
+
+        Python's own ioctl() does not pass on what a failed one has written, from Python 3.14 on.
+        """
         struct.size = ctypes.sizeof(struct)
-        try:
-            fcntl.ioctl(self._fd, number, struct)
-        except OSError as error:
-            return error.errno or errno.EIO
-        return 0
+        return ctypes.get_errno() if _libc.ioctl(self._fd, number, ctypes.addressof(struct)) else 0
 
     def info(self) -> Info:
         """Return what the module is; refuse one of another protocol."""

@@ -270,6 +270,7 @@ def test_an_update_for_another_boot(tmp_path: Path) -> None:
         control.call("load", path=str(module))
 
 
+@pytest.mark.everywhere
 def test_a_function_is_redirected_once(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
     loaded(DEMO_UPDATES / pipe())
     loaded(write_update(tmp_path / "second", {f"{pipe()}_write": [], f"{pipe()}_read": []}))
