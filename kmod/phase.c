@@ -315,7 +315,8 @@ int phase_ioctl(struct dynamos_phase *phase)
 
 	if (!update)
 		return -ENOENT;
-	raised = must_update(redirect_next(update, 0));
+	/* An update without functions has no such place, and no phases. */
+	raised = update->told->count ? must_update(redirect_next(update, 0)) : NULL;
 	if (phase->move != DYNAMOS_PHASE_ASK && !update->old)
 		err = -ENOTCONN;
 	else if (phase->move == DYNAMOS_PHASE_RAISE)
@@ -329,7 +330,7 @@ int phase_ioctl(struct dynamos_phase *phase)
 	}
 	phase->flags = update->told->flags;
 	phase->phase = update->phase;
-	phase->must_update = !!*raised;
+	phase->must_update = raised && *raised;
 	phase->pinned = update->pinned;
 	phase->culprit = update->culprit;
 	return err;

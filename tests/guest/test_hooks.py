@@ -18,8 +18,6 @@ from dynamos_ng.demo import load as work
 from dynamos_ng.device import Device
 from dynamos_ng.errors import KernelRefused
 
-pytestmark = pytest.mark.everywhere
-
 #: Each hook notes its letter, and fails if the parameter `fault` is just that letter.
 HOOKS = """
 #include <linux/errno.h>
