@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 from dynamos_ng import uapi
 from dynamos_ng.closing import Closing
-from dynamos_ng.errors import Busy, DynamosError, KernelRefused, MissingTool
+from dynamos_ng.errors import Busy, DynamosError, KernelRefused, MissingTool, UsageError
 from dynamos_ng.model import (
     Adaptation,
+    Area,
     Edition,
     Function,
     FunctionState,
     Holder,
+    Module,
     Phase,
     StackWalk,
     Switch,
@@ -43,10 +45,11 @@ MEANINGS = {
     errno.EDOM: "a map with the wrong number of entries",
     errno.EPROTO: "a map that is not mmapable (BPF_F_MMAPABLE)",
     errno.ENODATA: "the policy maps have not been handed to dynamos.ko: start dynamosd first",
-    errno.ESTALE: "built for another boot or another kernel: run 'dynamos build' again",
+    errno.ESTALE: "built for another boot or another kernel, or for an earlier load of a module that has gone since: "
+    "run 'dynamos build' again",
     errno.ENOEXEC: "the update's table is malformed, or it was built for another kernel version",
     errno.ERANGE: "the update lies out of reach of a 5-byte jump",
-    errno.EOPNOTSUPP: "functions of loadable modules cannot be redirected yet",
+    errno.EXDEV: "a function does not lie where its module's code is: run 'dynamos build' again",
     errno.ENOSPC: f"all {uapi.FUNCTIONS_MAX} function ids are taken: unload an update first",
     errno.ENOENT: "no such update or function",
     errno.ENOLINK: "the function was built without an adaptation handler: name one with adapt = in update.toml",
@@ -265,6 +268,16 @@ class Device(Closing):
             bool(raw.must_update), raw.pinned, raw.stop_ns, delayed,
         )  # fmt: skip
 
+    def module(self, name: str) -> Module:
+        """Return where a loaded module's code and tables lie; UsageError if it is not loaded."""
+        raw = uapi.ModuleInfo(name=name.encode())
+        if code := self._ioctl(uapi.IOC_MODULE, raw):
+            if code == errno.ENOENT:
+                raise UsageError(f"{name}: no such module is loaded (what is built in has its functions in the kernel)")
+            raise KernelRefused(f"module {name}: {meaning(code)}", code)
+        areas = (raw.text, raw.ro_after_init, raw.fixups, raw.keys, raw.bugs, raw.static_calls, raw.orc_ips, raw.orc)
+        return Module(name, raw.load, raw.bug_size, *(Area(area.start, area.size) for area in areas))
+
     def retire(self, update: str) -> None:
         """Prove that nothing runs an update's code, and let the module `update` be unloaded."""
         raw = uapi.Retire(update=update.encode())
@@ -296,6 +309,7 @@ def _function(raw: uapi.FunctionInfo) -> Function:
             for e in raw.editions[: raw.nr_editions]
         ),
         adaptation=Adaptation(raw.program, raw.unknown, raw.avoided) if raw.flags & uapi.ADAPTS else None,
+        module=raw.module.decode(),
     )
 
 

@@ -1,26 +1,22 @@
-"""The running kernel's image, read only: symbols, bytes, and the tables that point into its code.
-
-Tables are read when first asked for: a kernel in the lab is emulated, and an update touches few functions.
-"""
+"""The running kernel's image, read only: symbols, bytes, and the tables that point into its code."""
 
 from __future__ import annotations
 
 import os
-import struct
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
 
 from dynamos_ng import kprobes, vmlinuz
 from dynamos_ng.arch import DIRECT, known
+from dynamos_ng.code_tables import BUG_SIZES, CodeTables
 from dynamos_ng.errors import ImageError, Refusal
 from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.memory import Kcore, Source
-from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey, Symbol
+from dynamos_ng.rewrite.kernel import Symbol
 from dynamos_ng.vmlinuz import Vmlinux
 
 BLACKLIST = Path("/sys/kernel/debug/kprobes/blacklist")
@@ -35,28 +31,25 @@ _AREAS = (
     ("__indirect_thunk_start", "__indirect_thunk_end", "an indirect branch thunk"),
 )
 
+#: The symbols around each table, by the section that it comes of.
+_BOUNDS = {
+    "__ex_table": ("__start___ex_table", "__stop___ex_table"),
+    "__jump_table": ("__start___jump_table", "__stop___jump_table"),
+    "__bug_table": ("__start___bug_table", "__stop___bug_table"),
+    ".static_call_sites": ("__start_static_call_sites", "__stop_static_call_sites"),
+    ".orc_unwind_ip": ("__start_orc_unwind_ip", "__stop_orc_unwind_ip"),
+    ".smp_locks": ("__smp_locks", "__smp_locks_end"),
+}
+#: What no section of a vmlinux tells: its name for people, and a function that is there if the table is.
+_UNTOLD = {
+    "__jump_table": ("jump table", "static_key_slow_inc"),
+    ".static_call_sites": ("static calls", "static_call_text_reserved"),
+    ".orc_unwind_ip": ("unwind table", "orc_sort_cmp"),
+}
+
 #: The prefix, a segment's, that stands for a lock on one CPU.
-_BARE = 0x3E
+BARE = b"\x3e"
 PARKED = "it runs on CPUs that wait while trampolines are written"
-
-
-class _Placed(Protocol):
-    @property
-    def address(self) -> int: ...
-
-
-_T = TypeVar("_T", bound=_Placed)
-
-
-class _Sorted(Generic[_T]):
-    """Table entries in order of their addresses."""
-
-    def __init__(self, entries: Iterable[_T]) -> None:
-        self._entries = sorted(entries, key=lambda entry: entry.address)
-        self._places = array("Q", [entry.address for entry in self._entries])
-
-    def within(self, start: int, end: int) -> list[_T]:
-        return self._entries[bisect_left(self._places, start) : bisect_left(self._places, end)]
 
 
 def saved(
@@ -81,7 +74,7 @@ def saved(
     return Kernel(Symbols(texts[0]), opened.elf, texts[1], lambda: Vmlinux(vmlinux) if vmlinux else opened)
 
 
-class Kernel:
+class Kernel(CodeTables):
     """A kernel's code and tables, as the rewriter's `Kernel` protocol wants them."""
 
     def __init__(
@@ -132,16 +125,18 @@ class Kernel:
 
     # symbols
 
-    def function(self, name: str, position: int | None = None) -> Symbol:
-        """Return the function of that name; POSITION counts from 1 in kallsyms' order where a name is
-        ambiguous."""
-        found = [symbol for symbol in self.symbols.find(name) if symbol.type in "tTwW"]
-        if not found and self.symbols.in_modules(name):
-            raise Refusal(
-                name, "it belongs to a loadable module", remedy="only the kernel's own functions can be changed"
-            )
+    def function(self, name: str, position: int | None = None, module: str = "") -> Symbol:
+        """Return the function of that name, the kernel's own or a module's.
+
+        POSITION counts from 1 in kallsyms' order where a name is ambiguous.
+        """
+        found = [symbol for symbol in self.symbols.find(name, module) if symbol.type in "tTwW"]
+        if not found and not module and (owners := self.symbols.in_modules(name)):
+            remedy = f"name it in update.toml: module = \"{owners[0]}\""
+            raise Refusal(name, f"it belongs to module {' and '.join(owners)}", remedy=remedy, kind="of a module")
         if not found:
-            raise Refusal(name, "no such function in /proc/kallsyms", remedy=self._similar(name))
+            where = f"module {module}" if module else "/proc/kallsyms"
+            raise Refusal(name, f"no such function in {where}", remedy=self._similar(name))
         if position is None:
             if len(found) > 1:
                 where = ", ".join(f"{i} = {symbol.address:#x}" for i, symbol in enumerate(found, 1))
@@ -150,7 +145,7 @@ class Kernel:
         if not 1 <= position <= len(found):
             raise Refusal(name, f"there is no position {position}", remedy=f"positions go from 1 to {len(found)}")
         address = found[position - 1].address
-        return Symbol(name, address, self.symbols.after(address) - address)
+        return Symbol(name, address, self.symbols.after(address) - address, module)
 
     def function_names(self) -> list[str]:
         """Return the names of all symbols in the kernel's text, in order of address; cold parts are left
@@ -211,8 +206,12 @@ class Kernel:
     def forbidden(self, start: int, end: int) -> str:
         """Return why code in the range must not be redirected, or ""."""
         if not self.in_text(start):
-            return "not in the kernel's text (init code is freed after boot; modules are not supported)"
-        found = PARKED if start in self._parked else ""
+            return "not in the kernel's text (init code is freed after boot)"
+        return self.listed(start, end) or (PARKED if start in self._parked else "")
+
+    def listed(self, start: int, end: int) -> str:
+        """Return in which forbidden area code in the range lies, or ""; modules have such areas too."""
+        found = ""
         for at in range(bisect_left(self._forbidden, (end,)) - 1, -1, -1):
             _low, high, reach, words = self._forbidden[at]
             if reach <= start:
@@ -297,98 +296,38 @@ class Kernel:
         vmlinux.check(self._source, moved)
         return vmlinux, moved
 
-    def _table(self, start: str, stop: str, section: str = "") -> tuple[int, bytes]:
-        """Return address and bytes of a table that lies between two symbols, or in a SECTION of the vmlinux."""
+    def _find(self, section: str) -> tuple[int, bytes]:
+        """Return address and bytes of a table: it lies between two symbols, or where a vmlinux says."""
         if self._vmlinux is None:
-            first, last = self.symbols.address(start), self.symbols.address(stop)
+            first, last = (self.symbols.address(bound) for bound in _BOUNDS[section])
             if first is None or last is None:
                 return 0, b""
             return first, self.read(first, last - first)
         vmlinux, moved = self._vmlinux
-        address, size = vmlinux.section(section)
+        if section == "__jump_table":
+            address, size = vmlinux.jump_table(self.arch)
+        else:
+            address, size = (0, 0) if section in _UNTOLD else vmlinux.section(section)
+        what, function = _UNTOLD.get(section, ("", ""))
+        if not size and what and self.symbols.address(function) is not None:
+            raise ImageError(f"{vmlinux.path}: its {what} cannot be found, and kallsyms lists no data symbols")
         return address + moved, self.read(address + moved, size) if size else b""
-
-    def _untold(self, what: str, function: str) -> None:
-        """Refuse a kernel with a table that a vmlinux does not tell; FUNCTION is there if the table is."""
-        if self._vmlinux is not None and self.symbols.address(function) is not None:
-            raise ImageError(f"{self._vmlinux[0].path}: its {what} cannot be found, and kallsyms lists no data symbols")
-
-    @cached_property
-    def _orc_ips(self) -> tuple[int, array[int]]:
-        start, raw = self._table("__start_orc_unwind_ip", "__stop_orc_unwind_ip")
-        self._untold("unwind table", "orc_sort_cmp")
-        return start, array("i", raw)
 
     @cached_property
     def _orc_entries(self) -> int | None:
         return self.symbols.address("__start_orc_unwind")
 
-    def orc(self, start: int, end: int) -> list[tuple[int, bytes]]:
-        """Return unwind entries, the one in force at START first; [] for a kernel without ORC."""
-        base, offsets = self._orc_ips
-        entries = self._orc_entries
-        if not offsets or entries is None:
-            return []
+    def _bug_sizes(self) -> Iterable[int]:
+        """Return what the size of an entry can be, with all of its code in the kernel."""
+        return BUG_SIZES
 
-        def place(i: int) -> int:
-            return base + 4 * i + offsets[i]
-
-        low = bisect_right(range(len(offsets)), start, key=place) - 1
-        high = bisect_left(range(len(offsets)), end, key=place)
-        if low < 0:
-            return []
-        raw = self.read(entries + 6 * low, 6 * (high - low))
-        return [(place(low + i), raw[6 * i : 6 * i + 6]) for i in range(high - low)]
+    def _has_code(self, address: int) -> bool:
+        """Return whether ADDRESS lies in code, init code too."""
+        return any(first <= address < last for first, last in self._code)
 
     @cached_property
-    def _fixups(self) -> _Sorted[Fixup]:
-        start, raw = self._table("__start___ex_table", "__stop___ex_table", "__ex_table")
-        words = array("i", raw)
-        return _Sorted(
-            Fixup(start + 4 * i + words[i], start + 4 * (i + 1) + words[i + 1], words[i + 2])
-            for i in range(0, len(words), 3)
-        )
-
-    def fixups(self, start: int, end: int) -> list[Fixup]:
-        """Return exception table entries of instructions in the range."""
-        return self._fixups.within(start, end)
-
-    @cached_property
-    def _keys(self) -> tuple[array[int], array[int], bytes, int]:
-        if self._vmlinux is None:
-            start, raw = self._table("__start___jump_table", "__stop___jump_table")
-        else:
-            vmlinux, moved = self._vmlinux
-            start, size = vmlinux.jump_table(self.arch)
-            start, raw = start + moved, self.read(start + moved, size) if size else b""
-            if not size:
-                self._untold("jump table", "static_key_slow_inc")
-        size = 8 + self.arch.word
-        sites = (word for (word,) in struct.iter_unpack(f"<i{size - 4}x", raw))
-        places = array("Q", [start + size * i + site for i, site in enumerate(sites)])
-        order = array("I", sorted(range(len(places)), key=places.__getitem__))
-        return array("Q", [places[i] for i in order]), order, raw, start
-
-    def static_keys(self, start: int, end: int) -> list[StaticKey]:
-        """Return jump label sites in the range; each key's initial state is read from its own memory.
-
-        Keys that were made read-only after boot are left out: they can change no more, so the code is as good as any
-        other, and a module loader that wants to note a new site in such a key faults.
-        """
-        places, order, raw, table = self._keys
-        word = self.arch.word
-        entry = struct.Struct("<iiq" if word == 8 else "<iii")
-        found = []
-        for i in range(bisect_left(places, start), bisect_left(places, end)):
-            at = entry.size * order[i]
-            _code, target, key = entry.unpack_from(raw, at)
-            address = table + at + 8 + (key & ~3)
-            if self.read_only(address):
-                continue
-            initially = self.read(address + word, 1)[0] & 1
-            branch = key & 1
-            found.append(StaticKey(places[i], table + at + 4 + target, address, bool(branch), bool(initially ^ branch)))
-        return found
+    def _code(self) -> list[tuple[int, int]]:
+        return [self._text, *self._between("__init_begin", "__init_end")]
 
     def read_only(self, address: int) -> bool:
         """Return whether the data at ADDRESS became read-only when the kernel had booted."""
@@ -404,47 +343,13 @@ class Kernel:
         return self._address("__start_ro_after_init"), self._address("__end_ro_after_init")
 
     @cached_property
-    def _bugs(self) -> _Sorted[Bug]:
-        start, raw = self._table("__start___bug_table", "__stop___bug_table", "__bug_table")
-        if not self.arch.bugs_relative:
-            return _Sorted(Bug(*entry) for entry in struct.iter_unpack("<IIHH", raw[: len(raw) // 12 * 12]))
-        code = [self._text, *self._between("__init_begin", "__init_end")]
-        for size, words in ((12, 2), (16, 3)):
-            found = []
-            for at in range(0, len(raw) // size * size, size):
-                # struct bug_entry: where, what to print if this kernel has that, file, line, flags.
-                *near, line, flags = struct.unpack_from(f"<{words}iHH", raw, at)
-                where, *more = (start + at + 4 * i + word for i, word in enumerate(near))
-                found.append(Bug(where, more[-1], line, flags, more[0] if words == 3 else 0))
-            if all(any(first <= bug.address < last for first, last in code) for bug in found):
-                return _Sorted(found)
-        raise ImageError("the kernel's bug table cannot be read: its entries have a size that is not known")
-
-    def bugs(self, start: int, end: int) -> list[Bug]:
-        """Return bug table entries in the range."""
-        return self._bugs.within(start, end)
-
-    @cached_property
-    def _calls(self) -> _Sorted[StaticCall]:
-        start, raw = self._table("__start_static_call_sites", "__stop_static_call_sites")
-        self._untold("static calls", "static_call_text_reserved")
-        return _Sorted(
-            StaticCall(start + at + where, start + at + 4 + (key & ~3), bool(key & 1))
-            for at, (where, key) in zip(range(0, len(raw), 8), struct.iter_unpack("<ii", raw), strict=True)
-        )
-
-    def static_calls(self, start: int, end: int) -> list[StaticCall]:
-        """Return static call sites in the range."""
-        return self._calls.within(start, end)
-
-    @cached_property
     def _bare(self) -> array[int]:
         if self._vmlinux is not None:
             return self._bare_by_bytes(*self._vmlinux)
         flag = self.symbols.address("uniproc_patched")
         if flag is None or not self.read(flag, 1)[0]:
             return array("Q")
-        start, raw = self._table("__smp_locks", "__smp_locks_end")
+        start, raw = self._find(".smp_locks")
         return array("Q", sorted(start + 4 * i + word for i, word in enumerate(array("i", raw))))
 
     def _bare_by_bytes(self, vmlinux: Vmlinux, moved: int) -> array[int]:
@@ -453,7 +358,7 @@ class Kernel:
         first, last = self._text
         code = self.read(first, last - first)
         places = (start + moved + 4 * i + word for i, word in enumerate(array("i", vmlinux.elf.read(start, size))))
-        return array("Q", sorted(place for place in places if self.in_text(place) and code[place - first] == _BARE))
+        return array("Q", sorted(place for place in places if self.in_text(place) and code[place - first] == BARE[0]))
 
     def bare_locks(self, start: int, end: int) -> list[int]:
         """Return lock prefixes in the range that the kernel has switched off while it runs on one CPU."""

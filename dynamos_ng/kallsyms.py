@@ -74,9 +74,10 @@ class Symbols:
             at = text.find(wanted, at + 1)
         return found
 
-    def in_modules(self, name: str) -> bool:
-        """Return whether a loaded module has a symbol of that name."""
-        return bool(re.search(rf"^[0-9a-f]{{8,16}} . {re.escape(name)}\t\[", self._text, re.MULTILINE))
+    def in_modules(self, name: str) -> list[str]:
+        """Return the loaded modules that have a symbol of that name."""
+        pattern = rf"^[0-9a-f]{{8,16}} . {re.escape(name)}\t\[(.*)\]$"
+        return sorted(set(re.findall(pattern, self._text, re.MULTILINE)))
 
     def like(self, part: str) -> list[str]:
         """Return the names of code symbols that contain PART, shortest first."""

@@ -109,7 +109,7 @@ class Manager(View):
             update = self.update(name)
             if not watch:
                 return update
-            return replace(update, unwatched=self.watch([function.name for function in update.functions]))
+            return replace(update, unwatched=self.watch(update.functions))
 
     def _load(self, file: Path, name: str, new: bool) -> None:
         """Load a module, unless it is not new, and attach its adaptation handlers; all or nothing."""

@@ -9,6 +9,7 @@ from dynamos_ng.errors import Refusal
 
 __all__ = [
     "Adaptation",
+    "Area",
     "CallCounts",
     "Change",
     "Edition",
@@ -48,6 +49,42 @@ class FunctionState(IntEnum):
 
 
 @dataclass(frozen=True)
+class Area:
+    """Bytes in the kernel; none where there is no such thing."""
+
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Return the address past the last byte."""
+        return self.start + self.size
+
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, int) and self.start <= address < self.end
+
+
+@dataclass(frozen=True)
+class Module:
+    """A loaded module: where its code and tables lie, in this load of it; `bug_size` is of an entry of `bugs`.
+
+    `load` tells it from every other load of a module.
+    """
+
+    name: str
+    load: int
+    bug_size: int
+    text: Area
+    ro_after_init: Area
+    fixups: Area
+    keys: Area
+    bugs: Area
+    static_calls: Area
+    orc_ips: Area
+    orc: Area
+
+
+@dataclass(frozen=True)
 class Edition:
     """One edition's code in the kernel: addresses of its first byte and past its last one."""
 
@@ -72,7 +109,10 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Function:
-    """A function that an update has registered with dynamos.ko; addresses are the running kernel's."""
+    """A function that an update has registered with dynamos.ko; addresses are the running kernel's.
+
+    `module` is the loadable module that it belongs to, "" for the kernel's own.
+    """
 
     id: int
     name: str
@@ -87,6 +127,7 @@ class Function:
     trampoline: bytes
     editions: tuple[Edition, ...]
     adaptation: Adaptation | None = None
+    module: str = ""
 
     @property
     def newest(self) -> int:

@@ -27,6 +27,20 @@ def loaded(name: str) -> bool:
     return (Path("/sys/module") / name / "refcnt").exists()
 
 
+def live(name: str) -> bool:
+    """Return whether a module of this name is in the kernel and has been set up."""
+    try:
+        return (Path("/sys/module") / name / "initstate").read_text() == "live\n"
+    except OSError:
+        return False
+
+
+def used_by(name: str) -> list[str]:
+    """Return the modules whose symbols a loaded module uses."""
+    lines = [line.split() for line in Path("/proc/modules").read_text().splitlines()]
+    return [fields[0] for fields in lines if name in fields[3].split(",")]
+
+
 def modinfo(path: Path) -> dict[str, str]:
     """Return the .modinfo of a module file by key (the last value where a key repeats)."""
     try:

@@ -49,10 +49,11 @@ def within(probes: Iterable[Kprobe], start: int, end: int) -> tuple[Kprobe, ...]
     return tuple(probe for probe in probes if start <= probe.address < end)
 
 
-def livepatches(function: str, folder: Path = LIVEPATCH) -> tuple[tuple[str, int], ...]:
-    """Return the live patches that replace a function of the kernel proper: name, and position among its namesakes.
+def livepatches(function: str, folder: Path = LIVEPATCH, module: str = "") -> tuple[tuple[str, int], ...]:
+    """Return the live patches that replace a function, of the kernel proper unless MODULE is given: name, and position
+    among its namesakes.
 
     A patch counts from before its transition until its reversal has ended.
     """
-    paths = sorted(folder.glob(f"*/vmlinux/{function},*"))
+    paths = sorted(folder.glob(f"*/{module or 'vmlinux'}/{function},*"))
     return tuple((path.parts[-3], int(path.name.rpartition(",")[2])) for path in paths)

@@ -37,6 +37,7 @@ from dynamos_ng.errors import ImageError, Refusal
 from dynamos_ng.image import Kernel
 from dynamos_ng.kallsyms import Named
 from dynamos_ng.rewrite import Original, examine, reader, safety
+from dynamos_ng.rewrite.kernel import Kernel as Code
 from dynamos_ng.rewrite.kernel import Symbol
 from dynamos_ng.rewrite.reader import Body
 
@@ -184,7 +185,7 @@ def _label(named: Named, area: str) -> str:
     return "branch thunk" if _THUNK.fullmatch(name) else ""
 
 
-def look(kernel: Kernel, symbol: Symbol) -> tuple[Finding, Original | None, Body | None]:
+def look(kernel: Code, symbol: Symbol) -> tuple[Finding, Original | None, Body | None]:
     """Examine a function; return what is found, and its original and body as far as they can be had."""
     original: Original | None = None
     body: Body | None = None
@@ -214,7 +215,7 @@ _TOLD = {
 }
 
 
-def _traits(kernel: Kernel, body: Body | None, original: Original | None) -> tuple[set[str], list[int]]:
+def _traits(kernel: Code, body: Body | None, original: Original | None) -> tuple[set[str], list[int]]:
     """Return what a function holds, and the places inside other functions that it jumps to."""
     if body is None or not body.parts[0].instructions:
         return set(), []
@@ -230,7 +231,7 @@ def _traits(kernel: Kernel, body: Body | None, original: Original | None) -> tup
     return traits, inside
 
 
-def _tables(kernel: Kernel) -> dict[str, Callable[[int, int], Sequence[object]]]:
+def _tables(kernel: Code) -> dict[str, Callable[[int, int], Sequence[object]]]:
     """Return the kernel's tables of places in its code, by the trait that an entry means."""
     return {
         "WARN or BUG": kernel.bugs,
@@ -240,7 +241,7 @@ def _tables(kernel: Kernel) -> dict[str, Callable[[int, int], Sequence[object]]]
     }
 
 
-def _branches(kernel: Kernel, body: Body, traits: set[str]) -> tuple[list[int], bool]:
+def _branches(kernel: Code, body: Body, traits: set[str]) -> tuple[list[int], bool]:
     """Add what the branches tell to TRAITS; return targets inside other functions, and whether anything leaves."""
     thunks = kernel.return_thunks()
     start, site = body.address, body.address + kernel.arch.trampoline
@@ -356,7 +357,7 @@ def _cpu() -> float:
     return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
-def why(kernel: Kernel, name: str) -> dict[str, Any]:
+def why(kernel: Code, name: str) -> dict[str, Any]:
     """Return all that is known of one function: parts, entry, what it holds, cloneable or the refusal."""
     symbol = kernel.function(name)
     finding, original, body = look(kernel, symbol)

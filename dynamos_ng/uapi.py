@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI = 7
+ABI = 8
 FUNCTIONS_MAX = 1024
 EDITIONS_MAX = 16
 CLASSES = 256
@@ -99,6 +99,7 @@ class FunctionInfo(c.Structure):
         ("trampoline", c.c_uint8 * 8),
         ("name", c.c_char * NAME_MAX),
         ("update", c.c_char * UPDATE_MAX),
+        ("module", c.c_char * UPDATE_MAX),
         ("editions", EditionInfo * EDITIONS_MAX),
     ]
 
@@ -237,6 +238,31 @@ class Phase(c.Structure):
     ]
 
 
+class Area(c.Structure):
+    """struct dynamos_area"""
+
+    _fields_ = [("start", c.c_uint64), ("size", c.c_uint64)]
+
+
+class ModuleInfo(c.Structure):
+    """struct dynamos_module_info"""
+
+    _fields_ = [
+        ("size", c.c_uint32),
+        ("bug_size", c.c_uint32),
+        ("name", c.c_char * UPDATE_MAX),
+        ("load", c.c_uint64),
+        ("text", Area),
+        ("ro_after_init", Area),
+        ("fixups", Area),
+        ("keys", Area),
+        ("bugs", Area),
+        ("static_calls", Area),
+        ("orc_ips", Area),
+        ("orc", Area),
+    ]
+
+
 _IOC_TYPE = 0xD7
 _WRITE, _READ = 1, 2
 
@@ -257,3 +283,4 @@ IOC_ADAPT = _ioc(_WRITE, 7, Adapt)
 IOC_PHASE = _ioc(_READ | _WRITE, 8, Phase)
 IOC_UPDATE = _ioc(_READ | _WRITE, 9, UpdateInfo)
 IOC_VARIABLE = _ioc(_READ | _WRITE, 10, VariableInfo)
+IOC_MODULE = _ioc(_READ | _WRITE, 16, ModuleInfo)

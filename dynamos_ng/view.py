@@ -134,10 +134,10 @@ class View:
 
     def _livepatches(self, function: Function) -> tuple[str, ...]:
         """Return the names of the live patches that replace a function."""
-        found = neighbours.livepatches(function.name)
+        found = neighbours.livepatches(function.name, module=function.module)
         if not found:
             return ()
-        named = [symbol.address for symbol in self._symbols().find(function.name)]
+        named = [symbol.address for symbol in self._symbols().find(function.name, function.module)]
         return tuple(patch for patch, position in found if named[position - 1 : position] == [function.address])
 
     def walk(self, functions: Iterable[Function], *, originals: bool = False) -> StackWalk:
@@ -171,16 +171,18 @@ class View:
     def quiescence(self, function: str, seconds: float = 0.0) -> Quiescence:
         """Ask all three sources about a function; with `seconds`, sample stacks for so long.
 
-        A function that no update has is measured in its original image alone.
+        A function that no update has is measured in its original image alone; one of a module is MODULE:FUNCTION.
         """
         try:
             found = self.function(function)
         except UsageError:
-            symbol = Kernel.live().function(function)
+            module, _, name = function.rpartition(":")
+            symbol = Kernel.live().function(name, module=module)
             found = Function(
-                -1, function, "", FunctionState.LOADED, symbol.address, symbol.size, 0, 0, 0, b"", b"", ()
+                -1, name, "", FunctionState.LOADED, symbol.address, symbol.size, 0, 0, 0, b"", b"", (),
+                module=module,
             )
-        self.watch([function])
+        self.watch([found])
         samples = None
         if seconds > 0:
             ranges = [(found.address, found.address + found.size)]
@@ -189,9 +191,12 @@ class View:
             samples = self._probes.sample(ranges, seconds)
         return self.measure(found, samples)
 
-    def watch(self, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    def watch(self, functions: Sequence[Function]) -> tuple[tuple[str, str], ...]:
         """Count calls of originals with probes; return name and reason of those where that cannot be done."""
-        refused = tuple((one.name, one.reason) for one in self._probes.watch(names))
+        own = [function.name for function in functions if not function.module]
+        others = {function.name: function.address for function in functions if function.module}
+        refused = tuple((one.name, one.reason) for places in (own, others) for one in self._probes.watch(places))
+        names = [function.name for function in functions]
         with self._lock:
             self._unwatched = {name: why for name, why in self._unwatched.items() if name not in names} | dict(refused)
         return refused

@@ -197,6 +197,19 @@ out:
 	return err;
 }
 
+static int ioctl_module(void __user *arg)
+{
+	struct dynamos_module_info info;
+	int err = copy_in(&info, arg, sizeof(info));
+
+	if (err)
+		return err;
+	if (strnlen(info.name, sizeof(info.name)) == sizeof(info.name))
+		return -EINVAL;
+	err = modules_info(&info);
+	return err ?: copy_out(arg, &info, sizeof(info), 0);
+}
+
 static int ioctl_retire(void __user *arg)
 {
 	struct dynamos_retire retire;
@@ -270,6 +283,8 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 		return ioctl_variable(user);
 	case DYNAMOS_IOC_PHASE:
 		return ioctl_phase(user);
+	case DYNAMOS_IOC_MODULE:
+		return ioctl_module(user);
 	default:
 		return -ENOTTY;
 	}

@@ -61,8 +61,14 @@ struct update {
 	struct dynamos_culprit culprit;		/* who delays it */
 };
 
+static inline unsigned long function_count(const struct dynamos_update *told)
+{
+	return told->functions_end - told->functions;
+}
+
 extern struct list_head updates;
 
+int update_check(const struct dynamos_update *told);
 struct update *update_by_name(const char *name);
 struct update *update_by_id(u32 id);
 bool update_allows(const struct module *owner, const struct update *named, bool activate);
@@ -134,6 +140,7 @@ struct text_patch {
 	u32 function;
 };
 
+bool text_in_module(unsigned long address);
 int text_map(struct text_patch *patch);
 void text_unmap(struct text_patch *patch);
 int text_jump(u8 code[TRAMPOLINE_SIZE], unsigned long from, unsigned long to);
@@ -194,6 +201,12 @@ void phase_switched(struct update *update, bool activate);
 void phase_follow(void);
 int phase_ioctl(struct dynamos_phase *phase);
 void phase_exit(void);
+
+/* modules.c: loadable modules whose functions updates change. */
+int modules_init(void);
+void modules_exit(void);
+int modules_info(struct dynamos_module_info *info);
+const struct module *modules_held(const struct module *update, const char *name);
 
 /* unexported.c: the one place that reaches for what the kernel does not export. */
 int unexported_init(void);

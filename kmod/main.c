@@ -13,7 +13,13 @@ static int __init dynamos_init(void)
 	err = unexported_init();
 	if (err)
 		return err;
-	return device_init();
+	err = modules_init();
+	if (err)
+		return err;
+	err = device_init();
+	if (err)
+		modules_exit();
+	return err;
 }
 
 /*
@@ -25,6 +31,7 @@ static void __exit dynamos_exit(void)
 	device_exit();
 	phase_exit();
 	threads_exit();
+	modules_exit();
 	maps_put();
 }
 

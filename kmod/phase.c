@@ -60,10 +60,10 @@ static struct code *old_code(const struct dynamos_update *told)
 	unsigned long i, j;
 	u32 most = 0;
 
-	for (i = 0; i < told->count; i++)
+	for (i = 0; i < function_count(told); i++)
 		most += told->functions[i].nr_parts + 1;
 	code = code_new(most);
-	for (i = 0; code && i < told->count; i++) {
+	for (i = 0; code && i < function_count(told); i++) {
 		const struct dynamos_function *function = &told->functions[i];
 
 		if (!has_edition(function, 2))
@@ -99,7 +99,7 @@ int phase_add(struct update *update)
 	const struct dynamos_update *told = update->told;
 
 	culprit_clear(&update->culprit);
-	if (phase_together(update) && !told->count)
+	if (phase_together(update) && !function_count(told))
 		return -ENOEXEC;
 	if ((told->flags & DYNAMOS_CONSISTENT) && (told->flags & DYNAMOS_PHASED))
 		return -ENOEXEC;
@@ -113,7 +113,7 @@ int phase_add(struct update *update)
 		}
 	}
 	if (told->flags & DYNAMOS_CONSISTENT) {
-		struct group *group = group_new(told->functions, told->count);
+		struct group *group = group_new(told->functions, function_count(told));
 
 		if (IS_ERR(group))
 			return PTR_ERR(group);
@@ -316,7 +316,7 @@ int phase_ioctl(struct dynamos_phase *phase)
 	if (!update)
 		return -ENOENT;
 	/* An update without functions has no such place, and no phases. */
-	raised = update->told->count ? must_update(redirect_next(update, 0)) : NULL;
+	raised = function_count(update->told) ? must_update(redirect_next(update, 0)) : NULL;
 	if (phase->move != DYNAMOS_PHASE_ASK && !update->old)
 		err = -ENOTCONN;
 	else if (phase->move == DYNAMOS_PHASE_RAISE)

@@ -30,7 +30,7 @@ static bool in_original_seen(struct stack_scan *scan, struct task_struct *task,
 	const struct quiet_scan *quiet = scan->context;
 	unsigned long i, j;
 
-	for (i = 0; i < quiet->told->count; i++) {
+	for (i = 0; i < function_count(quiet->told); i++) {
 		const struct dynamos_function *function = &quiet->told->functions[i];
 
 		for (j = 0; j < function->nr_parts; j++)
@@ -46,7 +46,7 @@ static void bound_originals(const struct dynamos_update *told, struct stack_scan
 	unsigned long i, j;
 
 	scan->lo = ULONG_MAX;
-	for (i = 0; i < told->count; i++) {
+	for (i = 0; i < function_count(told); i++) {
 		const struct dynamos_function *function = &told->functions[i];
 
 		for (j = 0; j < function->nr_parts; j++) {

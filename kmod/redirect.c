@@ -32,6 +32,19 @@ struct redirect {
 DEFINE_MUTEX(redirect_lock);
 static struct redirect *redirects[DYNAMOS_FUNCTIONS_MAX];
 
+/* The kernel's own code, or that of the module which the update holds for it. */
+static bool place_check(const struct dynamos_function *function,
+			const struct module *owner)
+{
+	const struct module *module;
+
+	if (!function->module)
+		return !text_in_module(function->site);
+	module = modules_held(owner, function->module->name);
+	return module && within_module_core(function->site, module) &&
+	       within_module_core(function->site + TRAMPOLINE_SIZE - 1, module);
+}
+
 static int function_check(const struct dynamos_function *function,
 			  const struct module *owner)
 {
@@ -59,8 +72,8 @@ static int function_check(const struct dynamos_function *function,
 			if (function->editions[j].number == edition->number)
 				return -ENOEXEC;
 	}
-	if (function->site >= MODULES_VADDR && function->site < MODULES_END)
-		return -EOPNOTSUPP;
+	if (!place_check(function, owner))
+		return -EXDEV;
 	return text_jump(code, function->site, function->handler);
 }
 
@@ -125,15 +138,15 @@ void redirect_remove(const struct module *owner)
  */
 int redirect_add(const struct dynamos_update *update)
 {
-	unsigned long i;
+	const struct dynamos_function *function;
 	u32 id = 0;
 	int err = 0;
 
 	lockdep_assert_held(&redirect_lock);
-	for (i = 0; i < update->count; i++) {
+	for (function = update->functions; function < update->functions_end; function++) {
 		struct redirect *redirect;
 
-		err = function_check(&update->functions[i], update->owner);
+		err = function_check(function, update->owner);
 		if (err)
 			break;
 		while (id < DYNAMOS_FUNCTIONS_MAX && redirects[id])
@@ -147,7 +160,7 @@ int redirect_add(const struct dynamos_update *update)
 			err = -ENOMEM;
 			break;
 		}
-		redirect->function = &update->functions[i];
+		redirect->function = function;
 		redirect->owner = update->owner;
 		redirects[id] = redirect;
 		function_reset(id, redirect->function);
@@ -192,6 +205,8 @@ int redirect_info(struct dynamos_function_info *info)
 	text_jump(info->trampoline, function->site, function->handler);
 	strscpy(info->name, function->name, sizeof(info->name));
 	strscpy(info->update, redirects[id]->owner->name, sizeof(info->update));
+	if (function->module)
+		strscpy(info->module, function->module->name, sizeof(info->module));
 	for (i = 0; i < function->nr_editions; i++) {
 		info->editions[i].number = function->editions[i].number;
 		info->editions[i].flags = function->editions[i].flags;
@@ -371,7 +386,7 @@ static bool whole_update(const struct update *update, const u32 *ids, u32 count)
 	for (i = 0; i < count; i++)
 		if (redirects[ids[i]]->owner != update->told->owner)
 			return false;
-	return count == update->told->count;
+	return count == function_count(update->told);
 }
 
 static int redirect_switch(const u32 *ids, u32 count, bool activate,

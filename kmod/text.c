@@ -14,9 +14,16 @@
 #include "arch/x86.h"
 #include "dynamos.h"
 
-static bool in_module_area(unsigned long address)
+bool text_in_module(unsigned long address)
 {
 	return address >= MODULES_VADDR && address < MODULES_END;
+}
+
+/* A module's code lies in pages of its own, the kernel's in a linear mapping. */
+static struct page *text_page(unsigned long address)
+{
+	return text_in_module(address) ? vmalloc_to_page((void *)address)
+				       : pfn_to_page(__pa_symbol(address) >> PAGE_SHIFT);
 }
 
 /**
@@ -32,10 +39,10 @@ int text_map(struct text_patch *patch)
 	struct page *pages[2];
 	int count = 1 + (first != last);
 
-	if (in_module_area(patch->address))
-		return -EOPNOTSUPP;
-	pages[0] = pfn_to_page(__pa_symbol(first) >> PAGE_SHIFT);
-	pages[1] = pfn_to_page(__pa_symbol(last) >> PAGE_SHIFT);
+	pages[0] = text_page(first);
+	pages[1] = text_page(last);
+	if (!pages[0] || !pages[1])
+		return -EFAULT;
 	patch->mapping = vmap(pages, count, VM_MAP, PAGE_KERNEL);
 	if (!patch->mapping)
 		return -ENOMEM;
@@ -141,6 +148,8 @@ static int text_work(void *context)
 	for (i = 0; i < work->count; i++)
 		memcpy(work->patches[i].alias, work->patches[i].new,
 		       TRAMPOLINE_SIZE);
+	/* Written elsewhere than where it runs: this very CPU may run it next. */
+	arch_serialise();
 	update_write(work->update, work->activate, work->sw);
 	return 0;
 }

@@ -63,7 +63,11 @@ struct update *update_by_id(u32 id)
 	return update && update->id == id ? update : NULL;
 }
 
-static int update_check(const struct dynamos_update *told)
+/**
+ * update_check() - whether an update is one, and of this boot
+ * @told: what its module tells
+ */
+int update_check(const struct dynamos_update *told)
 {
 	unsigned long i;
 	int err = 0;
@@ -421,7 +425,7 @@ int update_info(struct dynamos_update_info *info)
 	info->size = sizeof(*info);
 	info->id = update->id;
 	info->state = update->state;
-	info->functions = update->told->count;
+	info->functions = function_count(update->told);
 	info->variables = update->told->nr_variables;
 	info->shadows = shadows_count(*update->told->shadows);
 	strscpy(info->name, update->told->owner->name, sizeof(info->name));

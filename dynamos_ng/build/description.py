@@ -34,6 +34,7 @@ class FunctionChange:
     """One function: its 1-based position among symbols of the same name (0: the name must be unique).
 
     The kernel may have one of `others` in place of the name, which the sources go by.
+    `module` is the loadable module that it belongs to, "" for the kernel's own.
     """
 
     name: str
@@ -41,6 +42,7 @@ class FunctionChange:
     editions: tuple[int, ...] = ()
     adapt: Handler | None = None
     others: tuple[str, ...] = ()
+    module: str = ""
 
     def symbol(self, edition: int) -> str:
         """Return the C name of an edition."""
@@ -89,6 +91,11 @@ class Description:
     phased: bool = False
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """Return the loadable modules whose functions the update changes."""
+        return tuple(dict.fromkeys(change.module for change in self.functions if change.module))
+
+    @property
     def module(self) -> str:
         """Return the name of the kernel module that the update becomes."""
         return module_name(self.name)
@@ -128,11 +135,11 @@ def parse(table: Mapping[str, Any], folder: Path) -> Description:
         check.fail("name", f"{name!r} must be lower-case letters, digits, - and _, at most {NAME_MAX} of them")
     functions = check.tables(table, "function")
     changes = tuple(_change(check, folder, entry, index) for index, entry in enumerate(functions, 1))
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[str, str, int]] = set()
     for change in changes:
-        if (change.name, change.position) in seen:
+        if (change.module, change.name, change.position) in seen:
             check.fail("function", f"{change.name} stands twice")
-        seen.add((change.name, change.position))
+        seen.add((change.module, change.name, change.position))
     sources = check.texts(table, "sources", sorted(f.name for f in folder.glob("*.c") if not f.match(BPF_FILES)))
     for source in sources:
         if Path(source).match(BPF_FILES):
@@ -181,7 +188,7 @@ def _switching(
 
 def _change(check: _Checker, folder: Path, entry: Mapping[str, Any], index: int) -> FunctionChange:
     where = f"function {index}: "
-    check.keys(entry, {"name", "position", "editions", "adapt"}, where)
+    check.keys(entry, {"name", "position", "editions", "adapt", "module"}, where)
     given = entry.get("name", "")
     name, *others = given if isinstance(given, list) and given else [given]
     for one in (name, *others):
@@ -195,7 +202,12 @@ def _change(check: _Checker, folder: Path, entry: Mapping[str, Any], index: int)
         check.fail(f"{where}editions", "a number stands twice")
     position = check.number(entry, "position", 0, 1, 10_000)
     handler = _handler(check, folder, check.text(entry, "adapt", ""), f"{where}adapt") if "adapt" in entry else None
-    return FunctionChange(name, position, tuple(sorted(editions)), handler, tuple(others))
+    module = check.text(entry, "module", "").replace("-", "_")
+    if not re.fullmatch(r"\w*", module) or len(module) >= uapi.UPDATE_MAX:
+        check.fail(f"{where}module", f"{module!r} is not the name of a kernel module")
+    if module.startswith(PREFIX):
+        check.fail(f"{where}module", f"{module} is an update: change what it is made of, and load it anew")
+    return FunctionChange(name, position, tuple(sorted(editions)), handler, tuple(others), module)
 
 
 def _handler(check: _Checker, folder: Path, text: str, key: str) -> Handler:

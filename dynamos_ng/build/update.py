@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from dynamos_ng import uapi
+from dynamos_ng import modules, uapi
 from dynamos_ng.build import adaptation, description, dynamos_ko, kbuild, variables
 from dynamos_ng.build.description import Description, FunctionChange
 from dynamos_ng.device import Device, Info
 from dynamos_ng.errors import BuildError, DynamosError, UsageError
 from dynamos_ng.image import Kernel
+from dynamos_ng.module_image import ModuleImage
 from dynamos_ng.rewrite.clone import Original, examine
 from dynamos_ng.rewrite.handler import Constants
 from dynamos_ng.rewrite.kernel import Symbol
@@ -46,14 +47,18 @@ def build(folder: Path, output: Path) -> Path:
     """Build FOLDER's update into OUTPUT and return the module's path.
 
     Everything is checked before anything is compiled: a Refusal names function, address and reason. An update fits
-    this kernel in this boot alone, for addresses are compiled into it.
+    this kernel in this boot alone, and the modules that it names in this load of them, for addresses are compiled into
+    it.
     """
     wanted = description.read(folder)
     dynamos_ko.ensure_loaded()
     with Device() as device:
         info = device.info()
+        # Before their symbols are read: of one that went and came in between, the kernel then refuses the update.
+        loads = {name: device.module(name) for name in wanted.modules}
     kernel = Kernel.live()
-    originals = [examine(kernel, _function(kernel, change)) for change in wanted.functions]
+    images = {name: ModuleImage(kernel, load, modules.used_by(name)) for name, load in loads.items()}
+    originals = [examine(images.get(change.module, kernel), _function(kernel, change)) for change in wanted.functions]
     written = [variables.place(kernel, wanted, change) for change in wanted.variables]
     if not output.is_dir():
         raise UsageError(f"{output}: no such folder to put the module into")
@@ -61,14 +66,20 @@ def build(folder: Path, output: Path) -> Path:
         work = Path(name)
         objects = [_compile(wanted, work / "editions")] if wanted.sources else []
         redirects = [
-            Redirect(original, {n: change.symbol(n) for n in change.editions}, change.name, change.adapt is not None)
+            Redirect(
+                original,
+                {n: change.symbol(n) for n in change.editions},
+                change.name,
+                change.adapt is not None,
+                loads[change.module].load if change.module else 0,
+            )
             for original, change in zip(originals, wanted.functions, strict=True)
         ]
         constants = Constants(
             info.current_offset, info.tgid_offset, _return_thunk(originals), info.pid_offset, info.cpu_offset
         )
         resolve = _resolver(kernel, wanted)
-        _check_keys(kernel, objects, resolve)
+        _check_keys([kernel, *images.values()], objects, resolve)
         text = generate(redirects, objects, constants, resolve, written, kernel.arch, wanted.consistent)
         text += "\n".join([*adaptation.text(_carried(wanted, originals, objects)), ""])
         module = _link(wanted, info, text, work / "module")
@@ -79,10 +90,10 @@ def build(folder: Path, output: Path) -> Path:
 
 
 def _function(kernel: Kernel, change: FunctionChange) -> Symbol:
-    """Return the function of the first of its names that the kernel has."""
+    """Return the function of the first of its names that the kernel or its module has."""
     names = (change.name, *change.others)
-    name = next((name for name in names if kernel.symbols.find(name)), change.name)
-    return kernel.function(name, change.position or None)
+    name = next((name for name in names if kernel.symbols.find(name, change.module)), change.name)
+    return kernel.function(name, change.position or None, change.module)
 
 
 def _compile(wanted: Description, work: Path) -> Object:
@@ -111,12 +122,14 @@ def _carried(wanted: Description, originals: Sequence[Original], objects: Iterab
     return adaptation.Carried(handlers, sources, adaptation.constants(objects))
 
 
-def _check_keys(kernel: Kernel, objects: Iterable[Object], resolve: Callable[[str], int | None]) -> None:
+def _check_keys(
+    images: Sequence[Kernel | ModuleImage], objects: Iterable[Object], resolve: Callable[[str], int | None]
+) -> None:
     """Refuse sources with a static branch on a key that is read-only since boot: loading them would be an oops."""
     for item in objects:
         for name in sorted(item.static_keys()):
             address = resolve(name)
-            if address is not None and kernel.read_only(address):
+            if address is not None and any(image.read_only(address) for image in images):
                 raise BuildError(
                     f"{name}: the sources branch on this static key, which is read-only since boot, and the module "
                     "loader would write to it: use static_key_enabled(), or call the kernel's function that branches"
@@ -131,12 +144,14 @@ def _return_thunk(originals: Iterable[Original]) -> str:
 def _resolver(kernel: Kernel, wanted: Description) -> Callable[[str], int | None]:
     """Return what gives an address to each kernel symbol that the sources use, exported or not.
 
-    None leaves a symbol to the module loader: those of other modules, and of dynamos.ko.
+    A module whose functions the update changes comes before the kernel, as for its own code. None leaves a symbol to
+    the module loader: those of other modules, and of dynamos.ko.
     """
     made_here = {f"{change.name}_v{number}" for change in wanted.functions for number in (1, *change.editions)}
 
     def resolve(name: str) -> int | None:
-        found = [symbol for symbol in kernel.symbols.find(name) if not symbol.module]
+        places = [kernel.symbols.find(name, module) for module in (*wanted.modules, "")]
+        found = next(filter(None, places), [])
         if name in made_here or name in PROVIDED:
             return None
         if position := wanted.symbols.get(name):

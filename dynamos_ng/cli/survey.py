@@ -11,10 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from dynamos_ng import survey
+from dynamos_ng import modules, survey
 from dynamos_ng.cli import tables
+from dynamos_ng.device import Device
 from dynamos_ng.errors import UsageError
 from dynamos_ng.image import Kernel, saved
+from dynamos_ng.module_image import ModuleImage
 
 SHOWN = 14
 
@@ -29,14 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vmlinux", type=Path, metavar="FILE",
                         help="its vmlinux or vmlinuz, if its kallsyms lists no data symbols (i386)")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE; - for the standard output")
-    parser.add_argument("--why", metavar="FUNCTION", help="tell all that is known of one function")
+    parser.add_argument("--why", metavar="FUNCTION", help="tell all that is known of a function, or of MODULE:FUNCTION")
 
 
 def main(options: argparse.Namespace) -> int:
     """Survey the kernel that was asked for; returns 0."""
     kernel = opened(options)
     if options.why:
-        _show(options, survey.why(kernel, options.why), _why)
+        module, _, name = options.why.rpartition(":")
+        _show(options, survey.why(_module(options, kernel, module) if module else kernel, name), _why)
         return 0
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -44,6 +47,14 @@ def main(options: argparse.Namespace) -> int:
         done = survey.survey(kernel, lambda count, total: bar.update(task, completed=count, total=total))
     _show(options, done.report(), report)
     return 0
+
+
+def _module(options: argparse.Namespace, kernel: Kernel, name: str) -> ModuleImage:
+    """Return a module of the running kernel."""
+    if options.image is not None:
+        raise UsageError(f"survey: module {name}: a saved kernel has no modules")
+    with Device() as device:
+        return ModuleImage(kernel, device.module(name), modules.used_by(name))
 
 
 def opened(options: argparse.Namespace) -> Kernel:

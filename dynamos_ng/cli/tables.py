@@ -69,7 +69,8 @@ def status(snapshot: dict[str, Any]) -> None:
         console.print(Text(f"{update['name']} ", style="bold") + word)
         table = plain_table("  function", "", "#entered", "#exited", "#in flight", "classes")
         for status in update["functions"]:
-            name = f"  {status['function']['name']}"
+            function = status["function"]
+            name = f"  {function['module']}:{function['name']}" if function["module"] else f"  {function['name']}"
             chosen = _classes_by_edition(bytes.fromhex(status["row"]))
             for use in status["uses"]:
                 number = use["number"]

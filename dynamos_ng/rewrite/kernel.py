@@ -110,7 +110,10 @@ class Kernel(Protocol):
         ...
 
     def in_text(self, address: int) -> bool:
-        """Return whether ADDRESS lies in the kernel's own text."""
+        """Return whether ADDRESS lies in the kernel's own text.
+
+        For a module's code, the text of the module and of those whose symbols it uses counts too.
+        """
         ...
 
     def forbidden(self, start: int, end: int) -> str:

@@ -18,6 +18,8 @@ from dynamos_ng.errors import Refusal
 from dynamos_ng.rewrite.kernel import Kernel, Symbol
 
 _MOST_PARTS = 16
+#: What stands behind a section of a module, taken for an instruction.
+_ZEROS = b"\0\0"
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def read(kernel: Kernel, symbol: Symbol) -> Body:
             if any(known.address <= target < known.limit for known in parts):
                 continue
             other = kernel.containing(target)
-            if other is None or other.module or len(parts) == _MOST_PARTS:
+            if other is None or other.module != symbol.module or len(parts) == _MOST_PARTS:
                 continue
             inside = target != other.address or target in caught or (part.runs_on and target == part.limit)
             if any(_is_cold(name, names) for name in kernel.names(other.address)):
@@ -196,8 +198,12 @@ def breakpoint_reached(function: str, address: int) -> Refusal:
 
 
 def trim(instructions: list[Instruction]) -> tuple[Instruction, ...]:
-    """Return the instructions without the nops and breakpoints behind the last one that does something."""
+    """Return the instructions without the padding behind the last one that does something."""
     last = len(instructions)
-    while last and instructions[last - 1].kind in (Kind.NOP, Kind.BREAKPOINT):
+    while last and _is_padding(instructions[last - 1]):
         last -= 1
     return tuple(instructions[:last])
+
+
+def _is_padding(instruction: Instruction) -> bool:
+    return instruction.kind in (Kind.NOP, Kind.BREAKPOINT) or instruction.code == _ZEROS

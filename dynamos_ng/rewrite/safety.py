@@ -27,7 +27,7 @@ class Entry:
 
 def check_place(kernel: Kernel, symbol: Symbol) -> None:
     """Refuse functions that must not be redirected, however good their code."""
-    if symbol.module:
+    if symbol.module and not kernel.in_text(symbol.address):
         raise Refusal(symbol.name, f"it belongs to module {symbol.module}", address=symbol.address, kind="of a module")
     if words := kernel.forbidden(symbol.address, symbol.end):
         raise Refusal(symbol.name, words, address=symbol.address, remedy=_CALLERS)

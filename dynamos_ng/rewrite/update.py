@@ -27,12 +27,14 @@ class Redirect:
 
     `label` begins the names of its symbols (LABEL_handler, LABEL_v1, …); "" means the function's own name.
     Give one where two functions of one name are in the same update. `adapts`: a BPF program chooses the editions.
+    `load` is what dynamos.ko calls the load of the original's module, if it belongs to one.
     """
 
     original: Original
     editions: Mapping[int, str] = field(default_factory=dict)
     label: str = ""
     adapts: bool = False
+    load: int = 0
 
     @property
     def stem(self) -> str:
@@ -163,22 +165,31 @@ def _describe(redirect: Redirect, editions: list[Edition], arch: Arch) -> list[s
     stem = redirect.stem
     entry = original.entry
     adapt = f"{stem}_adapt" if redirect.adapts else 0
+    module = f".L{stem}.module" if original.symbol.module else "0"
     lines = [
         f"\t{arch.pointer} .L{stem}.name, {original.body.address:#x}, {original.symbol.size}, {entry.site:#x}",
         data(entry.expected.ljust(8, b"\0")),
         f"\t{arch.pointer} {stem}_handler, .L{stem}.end, {len(editions)}, .L{stem}.editions, {stem}_row",
-        f"\t{arch.pointer} .L{stem}.parts, {len(original.body.parts)}, {adapt}, 0",
+        f"\t{arch.pointer} .L{stem}.parts, {len(original.body.parts)}, {adapt}, {module}",
     ]
     rows = []
     for edition in editions:
         flags = _NEVER_RETURNS if edition.never_returns else 0
         rows.append(f"\t{arch.pointer} {edition.number}, {edition.start}, {edition.end}, {flags}, {edition.use}")
     parts = [f"\t{arch.pointer} {part.address:#x}, {part.address + part.size:#x}" for part in original.body.parts]
-    return ["\n".join(lines), "\n".join([f".L{stem}.editions:", *rows, f".L{stem}.parts:", *parts])]
+    more = [f".L{stem}.editions:", *rows, f".L{stem}.parts:", *parts]
+    if original.symbol.module:
+        more += [f"{module}:", f"\t{arch.pointer} {module}.name, {redirect.load:#x}"]
+    return ["\n".join(lines), "\n".join(more)]
 
 
 def _table(redirects: Sequence[Redirect], description: list[str]) -> list[str]:
     names = [f'.L{redirect.stem}.name:\t.asciz "{redirect.original.name}"' for redirect in redirects]
+    names += [
+        f'.L{redirect.stem}.module.name:\t.asciz "{redirect.original.symbol.module}"'
+        for redirect in redirects
+        if redirect.original.symbol.module
+    ]
     return [
         "\t.globl dynamos_functions", "dynamos_functions:", *description[::2],
         "\t.globl dynamos_functions_end", "dynamos_functions_end:", *description[1::2],

@@ -66,7 +66,7 @@ def _way(kernel: Kernel, body: Body, instruction: Instruction, target: int) -> W
     if register := _pad(kernel, target):
         return Way(f"{target:#x}", register)
     symbol = kernel.containing(target)
-    if symbol and symbol.module:
+    if symbol and symbol.module and not kernel.in_text(target):
         raise Refusal(
             body.name,
             f"branch out of the kernel, to {target:#x} ({symbol.name} of {symbol.module})",

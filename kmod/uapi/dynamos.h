@@ -25,6 +25,7 @@
  *	PHASE		where an update that gets on by itself stands; move it
  *	DEACTIVATE	take them back in one stop
  *	STACKS		which tasks hold an address inside given code
+ *	MODULE		where a loadable module's code and tables lie
  *	RETIRE		prove an update unused and let it be unloaded
  *	(rmmod)		the update's memory is freed
  *
@@ -47,10 +48,11 @@
  *	EBUSY		other maps are in use already
  *   registration of an update (insmod reports it)
  *	ENODATA		no maps have been handed over yet
- *	ESTALE		built for another boot or another kernel
+ *	ESTALE		built for another boot or another kernel, or for another
+ *			load of a module
  *	ENOEXEC		the update's table is malformed
  *	ERANGE		the handler is out of reach of a 5-byte jump
- *	EOPNOTSUPP	the function lies in a loadable module
+ *	EXDEV		the function does not lie in its module's code
  *	ENOSPC		all function ids are taken
  *   ADAPT
  *	ENOENT		no function has this id
@@ -79,6 +81,8 @@
  *   PHASE
  *	ENOENT		no such update
  *	ENOTCONN	no such move from where the update stands
+ *   MODULE
+ *	ENOENT		no such module is loaded, or it is coming or going
  *   RETIRE
  *	ENOENT		no such update, or it was never activated
  *	EBUSY		one of its functions is redirected
@@ -91,7 +95,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define DYNAMOS_ABI		7
+#define DYNAMOS_ABI		8
 #define DYNAMOS_FUNCTIONS_MAX	1024	/* registered at one time */
 #define DYNAMOS_EDITIONS_MAX	16	/* per function; number 0 is not used */
 #define DYNAMOS_CLASSES		256	/* policy classes: one byte per process */
@@ -170,6 +174,7 @@ struct dynamos_function_info {
 	__u8 trampoline[8];	/* out: five bytes */
 	char name[DYNAMOS_NAME_MAX];		/* out */
 	char update[DYNAMOS_UPDATE_MAX];	/* out: module name */
+	char module[DYNAMOS_UPDATE_MAX];	/* out: of the original, "" for the kernel */
 	struct dynamos_edition_info editions[DYNAMOS_EDITIONS_MAX];
 };
 
@@ -281,6 +286,28 @@ struct dynamos_phase {
 	struct dynamos_culprit culprit;	/* out: who delays phase 2 */
 };
 
+/* Bytes in the kernel; size is 0 where there is no such thing. */
+struct dynamos_area {
+	__u64 start;
+	__u64 size;
+};
+
+/* A loaded module; its tables are as in the kernel, with entries as in its headers. */
+struct dynamos_module_info {
+	__u32 size;
+	__u32 bug_size;				/* out: of an entry of bugs */
+	char name[DYNAMOS_UPDATE_MAX];
+	__u64 load;				/* out: no other load of a module has it */
+	struct dynamos_area text;		/* out */
+	struct dynamos_area ro_after_init;	/* out: data */
+	struct dynamos_area fixups;		/* out */
+	struct dynamos_area keys;		/* out */
+	struct dynamos_area bugs;		/* out */
+	struct dynamos_area static_calls;	/* out */
+	struct dynamos_area orc_ips;		/* out */
+	struct dynamos_area orc;		/* out */
+};
+
 #define DYNAMOS_IOC		0xD7
 #define DYNAMOS_IOC_INFO	_IOWR(DYNAMOS_IOC, 0, struct dynamos_info)
 #define DYNAMOS_IOC_MAPS	_IOW(DYNAMOS_IOC, 1, struct dynamos_maps)
@@ -293,5 +320,6 @@ struct dynamos_phase {
 #define DYNAMOS_IOC_PHASE	_IOWR(DYNAMOS_IOC, 8, struct dynamos_phase)
 #define DYNAMOS_IOC_UPDATE	_IOWR(DYNAMOS_IOC, 9, struct dynamos_update_info)
 #define DYNAMOS_IOC_VARIABLE	_IOWR(DYNAMOS_IOC, 10, struct dynamos_variable_info)
+#define DYNAMOS_IOC_MODULE	_IOWR(DYNAMOS_IOC, 16, struct dynamos_module_info)
 
 #endif /* _UAPI_DYNAMOS_H */

@@ -9,6 +9,7 @@
 #define _DYNAMOS_UPDATE_H
 
 #include <linux/module.h>
+#include <linux/moduleparam.h>
 #include <linux/types.h>
 
 struct dynamos_edition {
@@ -25,6 +26,12 @@ struct dynamos_part {
 	unsigned long end;
 };
 
+/* The module that a function belongs to, in one load of it. */
+struct dynamos_module {
+	const char *name;
+	unsigned long load;		/* what the MODULE ioctl called it */
+};
+
 struct dynamos_function {
 	const char *name;
 	unsigned long address;		/* of the original */
@@ -39,7 +46,7 @@ struct dynamos_function {
 	const struct dynamos_part *parts;	/* of the original */
 	unsigned long nr_parts;
 	void **adapt;			/* slot: its struct adapt; NULL if it has none */
-	unsigned long reserved;
+	const struct dynamos_module *module;	/* NULL: the kernel's own */
 };
 
 /* The generated table of an update, and its end. */
@@ -171,13 +178,15 @@ struct dynamos_thread;
 /*
  * An update. It must live as long as its module; what is reserved is zero. The
  * slots of the functions are written once, when it registers, so they may be
- * read-only after init.
+ * read-only after init. A parameter of the module, with dynamos_update_param for
+ * operations, leads dynamos.ko here before the module loader follows what the
+ * update's tables say.
  */
 struct dynamos_update {
 	unsigned long size;		/* of this structure */
 	struct module *owner;
 	const struct dynamos_function *functions;
-	unsigned long count;		/* of functions */
+	const struct dynamos_function *functions_end;
 	unsigned long anchor;		/* the address of init_task that the build assumed */
 	const struct dynamos_variable *variables;
 	unsigned long nr_variables;
@@ -191,6 +200,8 @@ struct dynamos_update {
 	const struct dynamos_thread *thread;	/* dynamos_thread.h */
 	unsigned long reserved[8];
 };
+
+extern const struct kernel_param_ops dynamos_update_param;
 
 /* Where a synchronised update stands; it changes in one stop for all functions. */
 extern unsigned long dynamos_phase;

@@ -21,6 +21,7 @@ static struct dynamos_update update __ro_after_init = {
 	.size = sizeof(update),
 	.owner = THIS_MODULE,
 	.functions = dynamos_functions,
+	.functions_end = dynamos_functions_end,
 	.anchor = DYNAMOS_ANCHOR,
 	.variables = dynamos_variables,
 	.before = &dynamos_before,
@@ -32,10 +33,10 @@ static struct dynamos_update update __ro_after_init = {
 	.phase = &dynamos_phase,
 	.thread = &dynamos_thread,
 };
+module_param_cb(dynamos, &dynamos_update_param, &update, 0);
 
 static int __init update_init(void)
 {
-	update.count = dynamos_functions_end - dynamos_functions;
 	update.nr_variables = dynamos_variables_end - dynamos_variables;
 	return dynamos_register(&update);
 }

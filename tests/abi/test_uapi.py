@@ -29,6 +29,8 @@ MIRROR = {
     "dynamos_adapt": uapi.Adapt,
     "dynamos_retire": uapi.Retire,
     "dynamos_phase": uapi.Phase,
+    "dynamos_area": uapi.Area,
+    "dynamos_module_info": uapi.ModuleInfo,
 }
 
 

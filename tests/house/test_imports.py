@@ -18,11 +18,12 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "kernel access",
         frozenset(
-            {"adaptation", "image", "kallsyms", "memory", "build", "bpf", "bpfmaps", "device", "engine", "host",
-             "kprobes", "modules", "neighbours", "probes", "stacks", "survey", "vmlinuz"}
+            {"adaptation", "bpf", "bpfmaps", "build", "code_tables", "device", "engine", "host", "image", "kallsyms",
+             "kprobes", "memory", "module_image", "modules", "neighbours", "probes", "stacks", "survey", "uevents",
+             "vmlinuz"}
         ),
     ),
-    ("manager", frozenset({"holders", "manager", "quiescence", "journal", "view"})),
+    ("manager", frozenset({"holders", "manager", "pending", "quiescence", "journal", "view"})),
     ("daemon", frozenset({"daemon", "control"})),
     ("command line", frozenset({"cli", "dashboard", "demo", "doctor", "facts", "lab", "setup", "__main__"})),
 )  # fmt: skip

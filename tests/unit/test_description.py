@@ -48,6 +48,13 @@ def test_an_adaptation_handler_is_no_source_of_editions(tmp_path: Path) -> None:
     assert (found.functions[0].name, found.functions[0].others) == ("f", ("g",))
 
 
+def test_a_function_of_a_module(tmp_path: Path) -> None:
+    text = '[[function]]\nname = "f"\nmodule = "dm-mod"\n[[function]]\nname = "f"\n'
+    found = description.read(folder(tmp_path, text))
+    assert [(change.name, change.module) for change in found.functions] == [("f", "dm_mod"), ("f", "")]
+    assert found.modules == ("dm_mod",)
+
+
 def test_dash_and_underscore_are_the_same() -> None:
     assert description.module_name("two-words") == description.module_name("two_words") == "dynamos_two_words"
     assert description.update_name("dynamos_two_words") == "two_words"
@@ -65,6 +72,8 @@ def test_dash_and_underscore_are_the_same() -> None:
         ('[[function]]\nname = "f"\neditions = [2]', "sources", "needs a C source"),
         ('[[function]]\nname = "f"\n[[function]]\nname = "f"', "function", "twice"),
         ('sources = ["../x.c"]\n[[function]]\nname = "f"', "sources", "not a C file"),
+        ('[[function]]\nname = "f"\nmodule = "dynamos_x"', "function 1: module", "is an update"),
+        ('[[function]]\nname = "f"\nmodule = "a b"', "function 1: module", "kernel module"),
         ('[[function]]\nname = "f"\nposition = 0', "position", "from 1"),
         ('[[function]]\nname = "f"\n[symbols]\ng = "x"', "g", "number"),
         ("name = 3", "name", "text"),

@@ -109,7 +109,7 @@ def test_an_ambiguous_name_tells_the_positions(kernel: Kernel) -> None:
 
 
 def test_a_function_of_a_module(kernel: Kernel) -> None:
-    with pytest.raises(Refusal, match="loadable module"):
+    with pytest.raises(Refusal, match="module thing"):
         kernel.function("of_a_module")
     assert kernel.symbols.find("of_a_module", "thing")[0].module == "thing"
 
