@@ -20,13 +20,16 @@ import socketserver
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dynamos_ng import __version__
 from dynamos_ng.control import RUN, SOCKET
 from dynamos_ng.errors import DynamosError, UsageError
-from dynamos_ng.manager import Manager
+from dynamos_ng.manager import REMOVAL_SECONDS, Manager
+from dynamos_ng.model import Change, FunctionState, Snapshot
+from dynamos_ng.pending import Pending
 from dynamos_ng.wire import plain
 
 log = logging.getLogger("dynamosd")
@@ -38,16 +41,26 @@ REQUEST_MAX = 1 << 20
 QUIET = frozenset(("ping", "status", "quiescence", "policy_show"))
 
 
-def verbs(manager: Manager) -> dict[str, Callable[..., Any]]:
+def verbs(manager: Manager, pending: Pending) -> dict[str, Callable[..., Any]]:
     """Return what clients may ask for; arguments are given by name."""
+
+    def status() -> Snapshot:
+        return replace(manager.status(), pending=pending.waiting())
+
+    def unload(name: str, wait: float | None = REMOVAL_SECONDS) -> Change:
+        if pending.forget(name):
+            return Change("unload", name, FunctionState.LOADED, (), (), 0)
+        return manager.unload(name, wait=wait)
+
     return {
         "ping": lambda: {"version": __version__, "pid": os.getpid()},
         "load": manager.load,
-        "unload": manager.unload,
+        "load_when_module": pending.add,
+        "unload": unload,
         "activate": manager.activate,
         "deactivate": manager.deactivate,
         "phase": manager.phase,
-        "status": manager.status,
+        "status": status,
         "quiescence": manager.quiescence,
         "policy_show": manager.policy,
         "policy_process": manager.set_process_class,
@@ -71,8 +84,8 @@ class _Handler(socketserver.StreamRequestHandler):
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
-    def __init__(self, path: Path, manager: Manager) -> None:
-        self._verbs = verbs(manager)
+    def __init__(self, path: Path, manager: Manager, pending: Pending) -> None:
+        self._verbs = verbs(manager, pending)
         super().__init__(str(path), _Handler)
 
     def answer(self, line: bytes) -> dict[str, Any]:
@@ -123,10 +136,14 @@ def serve(path: Path, ready: Callable[[], None]) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _only_one(path.parent), contextlib.closing(Manager()) as manager:
+    with (
+        _only_one(path.parent),
+        contextlib.closing(Manager()) as manager,
+        Pending(manager, path.parent / "pending.json") as pending,
+    ):
         path.unlink(missing_ok=True)
         old = os.umask(0o177)  # the socket is root's alone from its first moment
-        server = _Server(path, manager)
+        server = _Server(path, manager, pending)
         os.umask(old)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         functions = manager.functions()

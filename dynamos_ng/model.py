@@ -18,6 +18,8 @@ __all__ = [
     "FunctionState",
     "FunctionStatus",
     "Holder",
+    "Module",
+    "PendingUpdate",
     "Phase",
     "Policy",
     "Quiescence",
@@ -322,11 +324,24 @@ class UpdateStatus:
 
 
 @dataclass(frozen=True)
+class PendingUpdate:
+    """An update that takes effect when modules are loaded; `failure` says why it could not the last time they were."""
+
+    name: str
+    folder: str
+    modules: tuple[str, ...]
+    edition: int | None = None
+    classes: tuple[int, ...] | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Everything that is to be seen at one moment; `engine` is what runs the probes, "bcc" or "libbpf"."""
 
     updates: tuple[UpdateStatus, ...]
     engine: str
+    pending: tuple[PendingUpdate, ...] = ()
 
 
 @dataclass(frozen=True)

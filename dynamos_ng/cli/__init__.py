@@ -45,6 +45,13 @@ def _build(options: argparse.Namespace) -> int:
 
 def _load(options: argparse.Namespace) -> int:
     path: Path = options.update
+    if options.when_module:
+        result = control.call(
+            "load_when_module", folder=str(path.resolve()), edition=options.edition, classes=options.policy_class
+        )
+        return _show(options, result, tables.waiting)
+    if options.edition or options.policy_class:
+        raise UsageError("load: --edition and --class belong to --when-module; else they are for 'dynamos activate'")
     if path.is_dir() or (path / FILE).exists():
         path = build(path, options.output or Path.cwd())
     elif not path.exists() and not path.suffix:
@@ -60,7 +67,8 @@ def _unload(options: argparse.Namespace) -> int:
         raise UsageError("unload: give one update's name, or --all")
     names = [options.update]
     if options.all:
-        names = [update["name"] for update in control.call("status")["updates"]]
+        status = control.call("status")
+        names = [update["name"] for update in (*status["pending"], *status["updates"])]
     wait = None if options.wait else options.timeout
     results = [control.call("unload", name=name, wait=wait) for name in names]
     return _show(options, results, tables.changes)
@@ -117,6 +125,13 @@ def _waiting(one: argparse.ArgumentParser) -> None:
     one.add_argument("--timeout", type=float, default=5.0, metavar="S", help="give up after S seconds (5)")
 
 
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the options that say who gets which edition."""
+    parser.add_argument("--edition", type=int, metavar="N", help="which edition (default: each one's newest)")
+    parser.add_argument("--class", dest="policy_class", type=_class, action="append", metavar="C",
+                        help="only for processes of this policy class; may be repeated")  # fmt: skip
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     top = argparse.ArgumentParser(
@@ -144,6 +159,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("update", type=Path, help="a module file, or an update's folder, which is built first")
     one.add_argument("--output", type=Path, metavar="DIR", help="where a built module goes (default: here)")
     one.add_argument("--no-probes", action="store_true", help="do not count the originals' calls with probes")
+    one.add_argument("--when-module", action="store_true",
+                     help="build, load and activate it as soon as the modules that it names are loaded")  # fmt: skip
+    _add_choice(one)
 
     one = verb("unload", _unload, "take an update back: deactivate, wait for quiescence, free its code")
     one.add_argument("update", nargs="?")
@@ -152,9 +170,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("activate", _activate, "redirect all functions of an update in one stop")
     one.add_argument("update")
-    one.add_argument("--edition", type=int, metavar="N", help="which edition (default: each one's newest)")
-    one.add_argument("--class", dest="policy_class", type=_class, action="append", metavar="C",
-                     help="only for processes of this policy class; may be repeated")  # fmt: skip
+    _add_choice(one)
 
     one = verb("deactivate", _deactivate, "give an update's functions back to their originals")
     one.add_argument("update")

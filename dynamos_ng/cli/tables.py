@@ -58,9 +58,21 @@ def loaded(update: dict[str, Any]) -> None:
         console.print(f"  probes do not count {name}: {reason}", markup=False)
 
 
+def waiting(update: dict[str, Any]) -> None:
+    """Show an update that waits for its modules, or what it did where they were there already."""
+    if "modules" not in update:
+        return change(update)
+    console.print(f"{update['name']}: [pending], waits for module {', '.join(update['modules'])}", markup=False)
+    if update["failure"]:
+        console.print(f"  when it was loaded last: {update['failure']}", markup=False)
+    return None
+
+
 def status(snapshot: dict[str, Any]) -> None:
     """Show updates, functions, editions and their use."""
     console.print(f"probes: {snapshot['engine']}")
+    for update in snapshot["pending"]:
+        waiting(update)
     if not snapshot["updates"]:
         console.print("no update is loaded")
         return

@@ -204,3 +204,46 @@ def test_what_update_toml_must_say(tmp_path: Path, daemon: Daemon) -> None:
         build(folder, tmp_path)
     with pytest.raises(DynamosError, match="no such function in module binfmt_misc"):
         build(module_update(tmp_path / "wrong", {"binfmt_misc": ["pipe_read"]}), tmp_path)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_an_update_takes_effect_when_its_module_comes(daemon: Daemon, cli: Callable[..., Any], tmp_path: Path) -> None:
+    assert rmmod("binfmt_misc") in (0, errno.ENOENT)
+    good = module_update(tmp_path / "waits", {"binfmt_misc": ["bm_status_read"]}, "2", EDITION)
+    bad = module_update(tmp_path / "in-vain", {"binfmt_misc": ["no_such_function"]})
+    assert "waits: [pending], waits for module binfmt_misc" in cli("load", "--when-module", good).stdout
+    assert cli("load", "--when-module", bad).returncode == 0
+    daemon.stop()
+    daemon.start()
+    assert [update["name"] for update in control.call("status")["pending"]] == ["waits", "in-vain"]
+    folder = tmp_path / "binfmt"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "binfmt_misc", "none", folder], check=True)
+    try:
+        wait_until(lambda: [update["failure"] != "" for update in control.call("status")["pending"]] == [True])
+        shown = cli("status").stdout
+        assert "in-vain: [pending], waits for module binfmt_misc" in shown
+        assert "no such function in module binfmt_misc" in " ".join(shown.split())
+        assert "waits [enabled]" in shown
+        assert (folder / "status").read_text() != "enabled\n"
+        assert entered("bm_status_read") >= 0
+        assert cli("unload", "in_vain").returncode == 0
+        unload("waits")
+        assert (folder / "status").read_text() == "enabled\n"
+        done = cli("load", "--when-module", good)
+        assert "activate waits: [enabled]" in done.stdout, "the module is there already"
+        assert (folder / "status").read_text() != "enabled\n"
+        unload("waits")
+        refused = cli("load", "--when-module", bad)
+        assert refused.returncode == 1
+        assert "no such function in module binfmt_misc" in refused.stderr
+        assert control.call("status")["pending"] == []
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    assert rmmod("binfmt_misc") == 0

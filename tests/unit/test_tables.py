@@ -18,6 +18,7 @@ from dynamos_ng.model import (
     FunctionState,
     FunctionStatus,
     Holder,
+    PendingUpdate,
     Phase,
     Policy,
     Quiescence,
@@ -77,6 +78,16 @@ def test_status_tells_who_keeps_an_update_from_getting_on(screen: StringIO, phas
     assert f"{'u' * 40} [enabling...]" in text
     assert "f" * 30 in text
     assert said in text
+
+
+def test_status_tells_which_module_a_function_keeps_and_which_update_waits_for_one(screen: StringIO) -> None:
+    status = FunctionStatus(replace(FUNCTION, name="f", module="ext4"), USES, ROW, None)
+    waiting = PendingUpdate("fix", "/fix", ("dm_mod",), failure="dm_mod: too old")
+    tables.status(plain(Snapshot((UpdateStatus("u", FunctionState.REDIRECTED, PHASE, (status,)),), "bcc", (waiting,))))
+    text = "\n".join(lines(screen))
+    assert "fix: [pending], waits for module dm_mod\n  when it was loaded last: dm_mod: too old\n" in text
+    assert "u [enabled]\n" in text
+    assert "\n  ext4:f " in text
 
 
 def test_status_goes_on_telling_what_is_to_be_known_of_a_function(screen: StringIO) -> None:
