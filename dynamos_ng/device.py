@@ -310,6 +310,7 @@ def _function(raw: uapi.FunctionInfo) -> Function:
         ),
         adaptation=Adaptation(raw.program, raw.unknown, raw.avoided) if raw.flags & uapi.ADAPTS else None,
         module=raw.module.decode(),
+        order=raw.order,
     )
 
 

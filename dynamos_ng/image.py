@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,7 @@ from dynamos_ng.arch import DIRECT, known
 from dynamos_ng.code_tables import BUG_SIZES, CodeTables
 from dynamos_ng.errors import ImageError, Refusal
 from dynamos_ng.kallsyms import Symbols
-from dynamos_ng.memory import Kcore, Source
+from dynamos_ng.memory import Kcore, Restored, Source
 from dynamos_ng.rewrite.kernel import Symbol
 from dynamos_ng.vmlinuz import Vmlinux
 
@@ -103,8 +103,11 @@ class Kernel(CodeTables):
         self.user = False
 
     @classmethod
-    def live(cls) -> Kernel:
-        """Return the running kernel; ImageError without root or without /proc/kcore."""
+    def live(cls, were: Mapping[int, bytes] | None = None) -> Kernel:
+        """Return the running kernel; ImageError without root or without /proc/kcore.
+
+        WERE has bytes of the originals, by address, where trampolines stand now.
+        """
         try:
             blacklist, listing = BLACKLIST.read_text(), kprobes.LIST.read_text()
         except OSError as error:
@@ -114,7 +117,7 @@ class Kernel(CodeTables):
             ) from None
         image = vmlinuz.of_release(os.uname().release)
         probes = kprobes.written_over(listing)
-        return cls(Symbols.live(), Kcore(), blacklist, lambda: Vmlinux(image), probes)
+        return cls(Symbols.live(), Restored(Kcore(), were or {}), blacklist, lambda: Vmlinux(image), probes)
 
     @classmethod
     def saved(cls, kallsyms: Path, source: Source, blacklist: Path | None = None, image: Path | None = None) -> Kernel:

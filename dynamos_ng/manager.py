@@ -96,7 +96,8 @@ class Manager(View):
         """Undo `_give_back`."""
         active = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
         whole = update.id if update.own is FunctionState.REDIRECTED else 0
-        self._switch(lambda: self._device.activate(active, whole), update, active)
+        with self._lock:
+            self._switch(lambda: self._device.activate(active, whole), update, active)
 
     def load(self, path: str, *, watch: bool = True) -> Update:
         """Load an update's module file; nothing is redirected yet. Loading a loaded one again is a no-op."""
@@ -166,7 +167,7 @@ class Manager(View):
                 for number, row in old.items():
                     self._maps.set_row(number, row)
                 raise
-            return self._changed("activate", update, before, switch)
+            return self._changed("activate", FunctionState.REDIRECTED, update, before, switch)
 
     def deactivate(self, name: str, *, wait: float | None = REMOVAL_SECONDS) -> Change:
         """Give all functions of an update back to their originals in one stop.
@@ -180,7 +181,7 @@ class Manager(View):
             before = tuple(self.measure(function) for function in update.functions)
         switch = self._give_back("deactivate", update, update.functions, wait)
         with self._lock:
-            return self._changed("deactivate", update, before, switch)
+            return self._changed("deactivate", FunctionState.DRAINING, update, before, switch)
 
     def phase(self, name: str, move: str = "") -> Phase:
         """Return where an update stands that gets on by itself; MOVE is "raise" (to phase 3) or "back" (to 2)."""
@@ -198,10 +199,17 @@ class Manager(View):
                 raise UsageError(f"phase {name}: it is in phase {where.phase}; there is a way back only from phase 3")
             return self._device.phase(update.module, moves[move])
 
-    def _changed(self, verb: str, update: Update, before: tuple[Quiescence, ...], switch: Switch) -> Change:
-        update = self.update(update.name)
-        after = tuple(self.measure(function) for function in update.functions)
-        return Change(verb, update.name, update.state, before, after, switch.stop_ns, _left(update, switch))
+    def _changed(
+        self, verb: str, state: FunctionState, update: Update, before: tuple[Quiescence, ...], switch: Switch
+    ) -> Change:
+        """Tell of a change that has been made; what fails from now on is told, and makes no failure of it."""
+        try:
+            update = self.update(update.name)
+            after = tuple(self.measure(function) for function in update.functions)
+            notes = _left(update, switch)
+        except DynamosError as error:
+            after, notes = (), (f"done, but not measured afterwards: {error}",)
+        return Change(verb, update.name, state, before, after, switch.stop_ns, notes)
 
     def unload(self, name: str, *, wait: float | None = REMOVAL_SECONDS) -> Change:
         """Deactivate an update, wait until nothing can be running it, and free its code.
@@ -214,29 +222,30 @@ class Manager(View):
             before = tuple(self.measure(function) for function in update.functions)
         active = update.state is FunctionState.REDIRECTED
         redirected = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
-        switch = self._give_back("unload", update, redirected, wait) if active else Switch(0, 0)
-        notes = _left(self.update(name), switch)
         deadline = None if wait is None else time.monotonic() + wait
-        while True:
-            try:
-                self._device.retire(update.module)
-                break
-            except Busy:
-                if deadline is not None and time.monotonic() >= deadline:
-                    with self._lock:
+        switch = Switch(0, 0)
+        with ExitStack() as undo:
+            if active:
+                switch = self._give_back("unload", update, redirected, wait)
+                undo.callback(self._put_back, update)
+            while True:
+                try:
+                    self._device.retire(update.module)
+                    break
+                except Busy:
+                    if deadline is not None and time.monotonic() >= deadline:
                         walk = self.walk(update.functions)
-                        if active:
-                            self._put_back(update)
-                    raise Busy(holders.held("unload", update, walk, wait or 0.0, active)) from None
-                time.sleep(0.1)
+                        raise Busy(holders.held("unload", update, walk, wait or 0.0, active)) from None
+                    time.sleep(0.1)
+            undo.pop_all()
         with self._lock:
-            after = tuple(self.measure(function) for function in self.update(name).functions)
+            change = self._changed("unload", FunctionState.LOADED, update, before, switch)
             self._probes.unwatch([function.name for function in update.functions])
             for function in update.functions:
                 self._unwatched.pop(function.name, None)
             modules.unload(update.module)
             adaptation.unpin(update.module)
-            return Change("unload", update.name, FunctionState.LOADED, before, after, switch.stop_ns, notes)
+            return change
 
     # Policy
 

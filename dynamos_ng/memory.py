@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -20,6 +21,23 @@ class Source(Protocol):
     def read(self, address: int, size: int) -> bytes:
         """Return SIZE bytes at virtual ADDRESS; ImageError if they are not all there."""
         ...
+
+
+class Restored:
+    """Another source's bytes, some of them as they were before they were written over."""
+
+    def __init__(self, source: Source, were: Mapping[int, bytes]) -> None:
+        self._source = source
+        self._were = were
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return SIZE bytes at virtual ADDRESS; ImageError if they are not all there."""
+        data = bytearray(self._source.read(address, size))
+        for place, code in self._were.items():
+            first, last = max(place, address), min(place + len(code), address + size)
+            if first < last:
+                data[first - address : last - address] = code[first - place : last - place]
+        return bytes(data)
 
 
 class _Segment(NamedTuple):

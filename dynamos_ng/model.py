@@ -114,6 +114,7 @@ class Function:
     """A function that an update has registered with dynamos.ko; addresses are the running kernel's.
 
     `module` is the loadable module that it belongs to, "" for the kernel's own.
+    `order` grows with each activation: of several updates that redirect one function, the last is on top.
     """
 
     id: int
@@ -130,6 +131,7 @@ class Function:
     editions: tuple[Edition, ...]
     adaptation: Adaptation | None = None
     module: str = ""
+    order: int = 0
 
     @property
     def newest(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI = 8
+ABI = 9
 FUNCTIONS_MAX = 1024
 EDITIONS_MAX = 16
 CLASSES = 256
@@ -90,6 +90,8 @@ class FunctionInfo(c.Structure):
         ("program", c.c_uint32),
         ("unknown", c.c_uint64),
         ("avoided", c.c_uint64),
+        ("order", c.c_uint32),
+        ("reserved", c.c_uint32),
         ("address", c.c_uint64),
         ("image_size", c.c_uint64),
         ("site", c.c_uint64),

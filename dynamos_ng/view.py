@@ -80,11 +80,11 @@ class View:
         raise UsageError(f"{name}: no such update is loaded; loaded: {known}")
 
     def function(self, name: str) -> Function:
-        """Return a registered function by its name, the redirected one where several updates have it."""
+        """Return a registered function by its name, the one on top where several updates have it."""
         found = [function for function in self.functions() if function.name == name]
         if not found:
             raise UsageError(f"{name}: no loaded update has this function; see 'dynamos status'")
-        return max(found, key=lambda function: (function.state is FunctionState.REDIRECTED, function.id))
+        return max(found, key=lambda function: (function.state is FunctionState.REDIRECTED, function.order))
 
     def uses(self, function: Function) -> tuple[EditionUse, ...]:
         """Return the use counters of each edition."""

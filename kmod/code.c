@@ -15,9 +15,9 @@
  */
 struct code *code_new(u32 most)
 {
-	struct code *code;
+	struct code *code;	/* for its size */
 
-	return kzalloc(struct_size(code, parts, most), GFP_KERNEL);
+	return fault() ? NULL : kzalloc(struct_size(code, parts, most), GFP_KERNEL);
 }
 
 static int part_compare(const void *a, const void *b)

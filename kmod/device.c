@@ -75,7 +75,7 @@ static int ioctl_function(void __user *arg)
 	struct dynamos_function_info *info;
 	int err;
 
-	info = kzalloc(sizeof(*info), GFP_KERNEL);
+	info = fault() ? NULL : kzalloc(sizeof(*info), GFP_KERNEL);
 	if (!info)
 		return -ENOMEM;
 	err = copy_in(info, arg, sizeof(*info));
@@ -176,7 +176,8 @@ static int ioctl_stacks(void __user *arg)
 	err = ranges_check(ranges, stacks.nr_ranges);
 	if (err)
 		goto out;
-	holders = kvcalloc(stacks.max_holders + 1, sizeof(*holders), GFP_KERNEL);
+	holders = fault() ? NULL :
+		kvcalloc(stacks.max_holders + 1, sizeof(*holders), GFP_KERNEL);
 	if (!holders) {
 		err = -ENOMEM;
 		goto out;

@@ -33,6 +33,9 @@ static inline void culprit_task(struct dynamos_culprit *culprit,
 	memcpy(culprit->comm, task->comm, sizeof(culprit->comm));
 }
 
+/* fault.c: whether a step that may fail is to, for tests. */
+bool fault(void);
+
 /* maps.c: the BPF maps, handed over once and held until the module goes. */
 extern u8 *dynamos_policy;
 int maps_set(int policy_fd, int editions_fd, int use_fd, int must_update_fd);

@@ -97,11 +97,11 @@ struct group *group_new(const struct dynamos_function *functions, unsigned long 
 	lockdep_assert_held(&redirect_lock);
 	for (i = 0; i < count; i++)
 		parts += functions[i].nr_parts;
-	group = kzalloc(sizeof(*group), GFP_KERNEL);
+	group = fault() ? NULL : kzalloc(sizeof(*group), GFP_KERNEL);
 	if (!group)
 		return ERR_PTR(err);
 	group->originals = code_new(parts);
-	group->memory = vzalloc((nr_cpu_ids + PID_MAX_LIMIT) * sizeof(*group->memory));
+	group->memory = fault() ? NULL : vzalloc((nr_cpu_ids + PID_MAX_LIMIT) * sizeof(*group->memory));
 	if (!group->originals || !group->memory)
 		goto out_free;
 	for (i = 0; i < count; i++)

@@ -12,6 +12,10 @@
  *	DRAINING -> REDIRECTED		ACTIVATE
  *	DRAINING -> LOADED		RETIRE, after proof that nothing runs it
  *
+ * Several updates may redirect one function. The one activated last is on top:
+ * the trampoline leads to it, and its edition 1 on to the one below, whose own is
+ * the lowest's clone of the original. Whoever goes is left out, wherever it lies.
+ *
  * So an update can be unloaded only when each of its functions is LOADED, and
  * that is only when none ever ran or all are proven unused.
  */
@@ -20,13 +24,16 @@
 #include <linux/slab.h>
 #include <linux/sort.h>
 
+#include "arch/x86.h"
 #include "dynamos.h"
 
 struct redirect {
 	const struct dynamos_function *function;	/* lives in owner */
 	struct module *owner;
 	struct adapt *adapt;		/* owned; NULL if the policy alone decides */
+	struct redirect *below;		/* what its edition 1 leads on to, or NULL */
 	u32 state;
+	u32 order;			/* of its activation */
 };
 
 DEFINE_MUTEX(redirect_lock);
@@ -155,7 +162,7 @@ int redirect_add(const struct dynamos_update *update)
 			err = -ENOSPC;
 			break;
 		}
-		redirect = kzalloc(sizeof(*redirect), GFP_KERNEL);
+		redirect = fault() ? NULL : kzalloc(sizeof(*redirect), GFP_KERNEL);
 		if (!redirect) {
 			err = -ENOMEM;
 			break;
@@ -196,6 +203,7 @@ int redirect_info(struct dynamos_function_info *info)
 	info->id = id;
 	info->state = redirects[id]->state;
 	info->nr_editions = function->nr_editions;
+	info->order = redirects[id]->order;
 	info->address = function->address;
 	info->image_size = function->size;
 	info->site = function->site;
@@ -269,16 +277,105 @@ int redirect_adapt(u32 id, int fd)
 	return adapt_attach(redirects[id]->adapt, fd);
 }
 
-static bool redirected_elsewhere(const struct redirect *redirect)
+/* Who has the trampoline of a function, or NULL. */
+static struct redirect *on_top(unsigned long address)
 {
+	struct redirect *top = NULL;
 	u32 id;
 
 	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++)
-		if (redirects[id] && redirects[id] != redirect &&
-		    redirects[id]->state == DYNAMOS_REDIRECTED &&
-		    redirects[id]->function->address == redirect->function->address)
-			return true;
-	return false;
+		if (redirects[id] && redirects[id]->state == DYNAMOS_REDIRECTED &&
+		    redirects[id]->function->address == address &&
+		    (!top || redirects[id]->order > top->order))
+			top = redirects[id];
+	return top;
+}
+
+/* The bytes at a place that lead on to a redirection, or that lead nowhere. */
+static int leads_to(u8 code[TRAMPOLINE_SIZE], unsigned long from,
+		    const struct redirect *to, const u8 *nowhere)
+{
+	if (to)
+		return text_jump(code, from, to->function->handler);
+	memcpy(code, nowhere, TRAMPOLINE_SIZE);
+	return 0;
+}
+
+struct patching {
+	struct text_patch *patches;
+	u32 count, most;
+};
+
+/* Have a place lead to @now instead of @before. */
+static int lead(struct patching *patching, u32 id, unsigned long from,
+		const struct redirect *before, const struct redirect *now, const u8 *nowhere)
+{
+	struct text_patch *patch = &patching->patches[patching->count];
+	int err;
+
+	if (before == now)
+		return 0;
+	if (WARN_ON_ONCE(patching->count == patching->most))
+		return -E2BIG;
+	patch->function = id;
+	patch->address = from;
+	err = leads_to(patch->old, from, before, nowhere);
+	if (!err)
+		err = leads_to(patch->new, from, now, nowhere);
+	if (!err)
+		err = text_map(patch);
+	if (!err)
+		patching->count++;
+	return err;
+}
+
+static int lead_to(struct patching *patching, u32 id)
+{
+	const struct redirect *redirect = redirects[id];
+	const struct dynamos_function *function = redirect->function;
+	const struct redirect *top = on_top(function->address);
+	int err;
+
+	if (top && (phase_together(update_by_name(top->owner->name)) ||
+		    phase_together(update_by_name(redirect->owner->name))))
+		return -EEXIST;
+	err = lead(patching, id, function->site, top, redirect, function->expected);
+	if (!err)
+		err = lead(patching, id, function->below, redirect->below, top, arch_nop);
+	return err;
+}
+
+static int lead_past(struct patching *patching, u32 id)
+{
+	const struct redirect *redirect = redirects[id];
+	const struct dynamos_function *function = redirect->function;
+	u32 other;
+	int err = 0;
+
+	if (on_top(function->address) == redirect)
+		err = lead(patching, id, function->site, redirect, redirect->below,
+			   function->expected);
+	for (other = 0; other < DYNAMOS_FUNCTIONS_MAX && !err; other++)
+		if (redirects[other] && redirects[other]->below == redirect)
+			err = lead(patching, id, redirects[other]->function->below,
+				   redirect, redirect->below, arch_nop);
+	return err;
+}
+
+/* A redirection has come, or gone; the code already says so. */
+static void restack(struct redirect *redirect, bool activate)
+{
+	static u32 activations;
+	u32 id;
+
+	if (activate) {
+		redirect->below = on_top(redirect->function->address);
+		redirect->order = ++activations;
+		return;
+	}
+	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++)
+		if (redirects[id] && redirects[id]->below == redirect)
+			redirects[id]->below = redirect->below;
 }
 
 static int patch_compare(const void *a, const void *b)
@@ -288,21 +385,33 @@ static int patch_compare(const void *a, const void *b)
 	return left->address < right->address ? -1 : left->address > right->address;
 }
 
+static void patches_free(struct patching *patching)
+{
+	while (patching->count)
+		text_unmap(&patching->patches[--patching->count]);
+	kvfree(patching->patches);
+}
+
 /*
- * Prepare one patch per id, mapped and sorted. On failure nothing stays mapped
- * and the culprit names the function.
+ * Prepare the patches for some functions, mapped and sorted. On failure there are
+ * none, and the culprit names the function.
  */
-static int patches_prepare(struct text_patch *patches, const u32 *ids, u32 count,
+static int patches_prepare(struct patching *patching, const u32 *ids, u32 count,
 			   bool activate, const struct update *update,
 			   struct dynamos_culprit *culprit)
 {
-	u32 i, mapped = 0;
+	struct text_patch *patches;
+	u32 i;
 	int err = 0;
 
+	/* Each of a function's own two places, and one of each that is above another. */
+	patching->most = 2 * count + DYNAMOS_FUNCTIONS_MAX;
+	patching->patches = fault() ? NULL : kvcalloc(patching->most, sizeof(*patches), GFP_KERNEL);
+	if (!patching->patches)
+		return -ENOMEM;
+	patches = patching->patches;
 	for (i = 0; i < count; i++) {
-		struct text_patch *patch = &patches[i];
 		const struct redirect *redirect;
-		u8 jump[TRAMPOLINE_SIZE];
 
 		culprit->function = ids[i];
 		redirect = ids[i] < DYNAMOS_FUNCTIONS_MAX ? redirects[ids[i]] : NULL;
@@ -314,31 +423,17 @@ static int patches_prepare(struct text_patch *patches, const u32 *ids, u32 count
 			err = -EALREADY;
 			break;
 		}
-		if (activate && redirected_elsewhere(redirect)) {
-			err = -EEXIST;
-			break;
-		}
 		if (!update_allows(redirect->owner, update, activate)) {
 			err = -EUNATCH;
 			break;
 		}
-		patch->function = ids[i];
-		patch->address = redirect->function->site;
-		err = text_jump(jump, patch->address, redirect->function->handler);
+		err = activate ? lead_to(patching, ids[i]) : lead_past(patching, ids[i]);
 		if (err)
 			break;
-		memcpy(patch->old, activate ? redirect->function->expected : jump,
-		       TRAMPOLINE_SIZE);
-		memcpy(patch->new, activate ? jump : redirect->function->expected,
-		       TRAMPOLINE_SIZE);
-		err = text_map(patch);
-		if (err)
-			break;
-		mapped++;
 	}
 	if (!err) {
-		sort(patches, count, sizeof(*patches), patch_compare, NULL);
-		for (i = 1; i < count; i++) {
+		sort(patches, patching->count, sizeof(*patches), patch_compare, NULL);
+		for (i = 1; i < patching->count; i++) {
 			if (patches[i].address - patches[i - 1].address >= TRAMPOLINE_SIZE)
 				continue;
 			culprit->function = patches[i].function;
@@ -347,8 +442,7 @@ static int patches_prepare(struct text_patch *patches, const u32 *ids, u32 count
 		}
 	}
 	if (err) {
-		while (mapped--)
-			text_unmap(&patches[mapped]);
+		patches_free(patching);
 		return err;
 	}
 	culprit_clear(culprit);
@@ -369,7 +463,7 @@ static int modules_get(const u32 *ids, u32 count, struct dynamos_culprit *culpri
 
 	for (i = 0; i < count; i++) {
 		if (redirects[ids[i]]->state == DYNAMOS_LOADED &&
-		    !try_module_get(redirects[ids[i]]->owner)) {
+		    (fault() || !try_module_get(redirects[ids[i]]->owner))) {
 			culprit->function = ids[i];
 			modules_put(ids, i);
 			return -ENODEV;
@@ -393,7 +487,7 @@ static int redirect_switch(const u32 *ids, u32 count, bool activate,
 			   struct dynamos_switch *sw)
 {
 	struct update *update = NULL;
-	struct text_patch *patches;
+	struct patching patching = {};
 	u32 i;
 	int err;
 
@@ -404,36 +498,32 @@ static int redirect_switch(const u32 *ids, u32 count, bool activate,
 		if (!update)
 			return -ENOENT;
 	}
-	patches = kvcalloc(count, sizeof(*patches), GFP_KERNEL);
-	if (!patches)
-		return -ENOMEM;
-	err = patches_prepare(patches, ids, count, activate, update, &sw->culprit);
+	err = patches_prepare(&patching, ids, count, activate, update, &sw->culprit);
 	if (err)
-		goto out_free;
+		return err;
 	if (update && phase_together(update) && !whole_update(update, ids, count)) {
 		err = -EUNATCH;
-		goto out_unmap;
+		goto out_free;
 	}
 	if (activate) {
 		err = modules_get(ids, count, &sw->culprit);
 		if (err)
-			goto out_unmap;
+			goto out_free;
 	}
 	err = update_begin(update, activate, sw);
 	if (!err) {
-		err = text_write_all(patches, count, activate, update, sw);
+		err = text_write_all(patching.patches, patching.count, activate, update, sw);
 		update_end(update, activate, err);
 	}
 	if (err && activate)
 		modules_put(ids, count);
-	for (i = 0; i < count && !err; i++)
+	for (i = 0; i < count && !err; i++) {
+		restack(redirects[ids[i]], activate);
 		redirects[ids[i]]->state = activate ? DYNAMOS_REDIRECTED
 						    : DYNAMOS_DRAINING;
-out_unmap:
-	for (i = 0; i < count; i++)
-		text_unmap(&patches[i]);
+	}
 out_free:
-	kvfree(patches);
+	patches_free(&patching);
 	return err;
 }
 

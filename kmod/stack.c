@@ -82,7 +82,7 @@ static int park_cpu(void *data)
 int stack_stop(int (*work)(void *context), void *context, u64 *stop_ns)
 {
 	struct stop stop = { .work = work, .context = context };
-	int err = stop_machine(park_cpu, &stop, cpu_online_mask);
+	int err = fault() ? -ENOMEM : stop_machine(park_cpu, &stop, cpu_online_mask);
 
 	*stop_ns = stop.ns;
 	return err ?: stop.result;

@@ -43,7 +43,7 @@ int text_map(struct text_patch *patch)
 	pages[1] = text_page(last);
 	if (!pages[0] || !pages[1])
 		return -EFAULT;
-	patch->mapping = vmap(pages, count, VM_MAP, PAGE_KERNEL);
+	patch->mapping = fault() ? NULL : vmap(pages, count, VM_MAP, PAGE_KERNEL);
 	if (!patch->mapping)
 		return -ENOMEM;
 	patch->alias = patch->mapping + offset_in_page(patch->address);

@@ -91,14 +91,14 @@ static void update_free(struct update *update)
 
 static struct update *update_new(const struct dynamos_update *told)
 {
-	struct update *update = kzalloc(sizeof(*update), GFP_KERNEL);
+	struct update *update = fault() ? NULL : kzalloc(sizeof(*update), GFP_KERNEL);
 	unsigned long i;
 
 	if (!update)
 		return NULL;
 	update->told = told;
-	update->variables = kvcalloc(told->nr_variables, sizeof(*update->variables),
-				     GFP_KERNEL);
+	update->variables = fault() ? NULL :
+		kvcalloc(told->nr_variables, sizeof(*update->variables), GFP_KERNEL);
 	if (!update->variables) {
 		update_free(update);
 		return NULL;
@@ -219,7 +219,7 @@ static int activation_begin(struct update *update, struct dynamos_switch *sw)
 	if (update->state == DYNAMOS_LOADED && !try_module_get(told->owner))
 		return -ENODEV;
 	err = -ENOMEM;
-	update->fresh = shadows_new(update->shadows);
+	update->fresh = fault() ? NULL : shadows_new(update->shadows);
 	if (!update->fresh)
 		goto put;
 	err = variables_map(update->variables, told->nr_variables);

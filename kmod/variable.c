@@ -49,7 +49,7 @@ static int variable_map(struct variable *variable)
 	unsigned long address = variable->told->address;
 	struct page *page = virt_to_page((void *)address);
 
-	variable->mapping = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
+	variable->mapping = fault() ? NULL : vmap(&page, 1, VM_MAP, PAGE_KERNEL);
 	if (!variable->mapping)
 		return -ENOMEM;
 	variable->alias = variable->mapping + offset_in_page(address);

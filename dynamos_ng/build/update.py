@@ -13,6 +13,7 @@ from dynamos_ng.build.description import Description, FunctionChange
 from dynamos_ng.device import Device, Info
 from dynamos_ng.errors import BuildError, DynamosError, UsageError
 from dynamos_ng.image import Kernel
+from dynamos_ng.model import FunctionState
 from dynamos_ng.module_image import ModuleImage
 from dynamos_ng.rewrite.clone import Original, examine
 from dynamos_ng.rewrite.handler import Constants
@@ -56,7 +57,8 @@ def build(folder: Path, output: Path) -> Path:
         info = device.info()
         # Before their symbols are read: of one that went and came in between, the kernel then refuses the update.
         loads = {name: device.module(name) for name in wanted.modules}
-    kernel = Kernel.live()
+        were = {f.site: f.original_bytes for f in device.functions() if f.state is FunctionState.REDIRECTED}
+    kernel = Kernel.live(were)
     images = {name: ModuleImage(kernel, load, modules.used_by(name)) for name, load in loads.items()}
     originals = [examine(images.get(change.module, kernel), _function(kernel, change)) for change in wanted.functions]
     written = [variables.place(kernel, wanted, change) for change in wanted.variables]

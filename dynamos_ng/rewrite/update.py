@@ -170,7 +170,7 @@ def _describe(redirect: Redirect, editions: list[Edition], arch: Arch) -> list[s
         f"\t{arch.pointer} .L{stem}.name, {original.body.address:#x}, {original.symbol.size}, {entry.site:#x}",
         data(entry.expected.ljust(8, b"\0")),
         f"\t{arch.pointer} {stem}_handler, .L{stem}.end, {len(editions)}, .L{stem}.editions, {stem}_row",
-        f"\t{arch.pointer} .L{stem}.parts, {len(original.body.parts)}, {adapt}, {module}",
+        f"\t{arch.pointer} .L{stem}.parts, {len(original.body.parts)}, {adapt}, {module}, {editions[0].below}",
     ]
     rows = []
     for edition in editions:

@@ -170,6 +170,11 @@ class Edition:
         return f".L{self.name}.ftrace"
 
     @property
+    def below(self) -> str:
+        """Return the label of the place from which edition 1 may be led on to what another update has below."""
+        return f".L{self.name}.below"
+
+    @property
     def exit(self) -> str:
         """Return the label of the exit stub."""
         self.returns = True
@@ -224,9 +229,10 @@ class Edition:
         lines = ["\t.balign 16, 0xcc"] if align else []
         for name in (self.name, *self.aliases):
             lines += [f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
+        below = [f"{self.below}:", data(self.tables.arch.nop5)] if self.number == 1 else []
         count = self._count(f".L{self.name}.in", 0, self.tables.arch.free_at_entry)
         enter = self._note(f".L{self.name}.enter", partial(consistency.enter, number=self.number))
-        return [*lines, *first, *count, *enter]
+        return [*lines, *first, *below, *count, *enter]
 
     def foot(self, return_thunk: str) -> list[str]:
         """Return the stubs and the end of the edition, once all code is written."""

@@ -63,8 +63,9 @@
  *	ENOENT		no function has this id, or no update
  *	EALREADY	the function is redirected, or the update active,
  *			already (ACTIVATE); or is not (DEACTIVATE)
- *	EEXIST		another update redirects the same function, or
- *			writes the same variable
+ *	EEXIST		another update redirects the same function, and one of
+ *			both switches only as a whole; or it writes the same
+ *			variable
  *	ENODEV		the update is being unloaded
  *	EILSEQ		the bytes at the site, or of a variable, are not the
  *			expected ones: somebody else changed them
@@ -95,7 +96,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define DYNAMOS_ABI		8
+#define DYNAMOS_ABI		9
 #define DYNAMOS_FUNCTIONS_MAX	1024	/* registered at one time */
 #define DYNAMOS_EDITIONS_MAX	16	/* per function; number 0 is not used */
 #define DYNAMOS_CLASSES		256	/* policy classes: one byte per process */
@@ -165,6 +166,8 @@ struct dynamos_function_info {
 	__u32 program;		/* out: id of the BPF program that adapts, or 0 */
 	__u64 unknown;		/* out: calls for which it named no edition there is */
 	__u64 avoided;		/* out: calls on which it must not run */
+	__u32 order;		/* out: of its activation; the latest is on top */
+	__u32 reserved;
 	__u64 address;		/* out: of the original */
 	__u64 image_size;	/* out: of the original, bytes */
 	__u64 site;		/* out: of the trampoline */

@@ -47,6 +47,7 @@ struct dynamos_function {
 	unsigned long nr_parts;
 	void **adapt;			/* slot: its struct adapt; NULL if it has none */
 	const struct dynamos_module *module;	/* NULL: the kernel's own */
+	unsigned long below;		/* five bytes in edition 1, before it counts */
 };
 
 /* The generated table of an update, and its end. */

@@ -35,9 +35,9 @@ def symbol(unit: elf.Elf, name: str) -> elf.Symbol:
 
 
 def image(unit: elf.Elf, name: str = "f_v1") -> bytes:
-    """Return the clone's bytes: past the call of __fentry__ and the counted entry's 11 bytes."""
+    """Return the clone's bytes: past the call of __fentry__, the five of a stacked update, and the 11 that count."""
     start = symbol(unit, name)
-    return section(unit, ".text").data[start.value + 11 + 5 : start.value + start.size]
+    return section(unit, ".text").data[start.value + 11 + 10 : start.value + start.size]
 
 
 def relocations(unit: elf.Elf, name: str = ".text") -> dict[int, tuple[str, str, int]]:
@@ -135,7 +135,7 @@ def test_calls_and_tail_jumps_go_to_absolute_addresses() -> None:
     # 5: call g; 10: jmp h
     code = NOP5 + "e8 f60f0000 e9 f10f0000"
     unit = update(code, symbols={"g": TEXT + 0x1000, "h": TEXT + 0x1000})
-    start = symbol(unit, "f_v1").value + 16
+    start = symbol(unit, "f_v1").value + 21
     found = relocations(unit)
     assert found[start + 1] == ("R_X86_64_PC32", "", TEXT + 0x1000 - 4 - (1 << 64))
     tail = [offset for offset, entry in found.items() if entry[2] == TEXT + 0x1000 - 4 - (1 << 64)]
@@ -171,7 +171,7 @@ def test_an_indirect_tail_call_counts_with_the_other_register() -> None:
 def test_a_rip_relative_operand_keeps_its_target() -> None:
     # cmpl $5,0x100(%rip): the displacement is followed by an immediate
     unit = update(NOP5 + "833d 00010000 05 c3")
-    start = symbol(unit, "f_v1").value + 16
+    start = symbol(unit, "f_v1").value + 21
     assert relocations(unit)[start + 2] == ("R_X86_64_PC32", "", TEXT + 12 + 0x100 - 5 - (1 << 64))
     assert image(unit)[:7] == bytes.fromhex("833d 00000000 05")
 
@@ -205,7 +205,7 @@ def test_a_static_key_is_emitted_in_its_initial_form() -> None:
     # 10: nopw (2 bytes) that a key turns into a jump to 14
     key = StaticKey(TEXT + 10, TEXT + 14, TEXT + 0x8000, branch=True, jumps=True)
     unit = update(NOP5 + "9090909090 6690 31c0 c3", keys=[key])
-    start = symbol(unit, "f_v1").value + 16
+    start = symbol(unit, "f_v1").value + 21
     assert image(unit)[5:10] == bytes.fromhex("e9 02000000"), "five bytes, jumping over the xor"
     assert relocations(unit, "__jump_table") == {
         0: ("R_X86_64_PC32", ".text", start + 5),
@@ -223,7 +223,7 @@ def test_a_static_key_that_starts_as_a_nop_is_a_nop_again() -> None:
 def test_a_static_call_is_listed_with_its_key() -> None:
     call = StaticCall(TEXT + 10, TEXT + 0x8000, tail=False)
     unit = update(NOP5 + "9090909090 e8 f10f0000 c3", calls=[call], symbols={"g": TEXT + 0x1000})
-    start = symbol(unit, "f_v1").value + 16
+    start = symbol(unit, "f_v1").value + 21
     assert relocations(unit, ".static_call_sites") == {
         0: ("R_X86_64_PC32", ".text", start + 5),
         4: ("R_X86_64_PC32", "", TEXT + 0x8000 - (1 << 64)),
@@ -253,7 +253,7 @@ def test_a_static_tail_call_is_listed_in_its_stub(site: str) -> None:
 def test_exception_entries_point_into_the_clone() -> None:
     # 10: mov (%rdi),%eax faults, 12: xor is its way out
     unit = update(NOP5 + "9090909090 8b07 31c0 c3", fixups=[Fixup(TEXT + 10, TEXT + 12, 3)])
-    start = symbol(unit, "f_v1").value + 16
+    start = symbol(unit, "f_v1").value + 21
     assert relocations(unit, "__ex_table") == {
         0: ("R_X86_64_PC32", ".text", start + 5),
         4: ("R_X86_64_PC32", ".text", start + 7),
@@ -301,7 +301,7 @@ def test_a_bug_entry_has_a_format_where_the_kernels_have_one() -> None:
     bug = Bug(TEXT + 10, TEXT + 0x9000, 77, 0x901, TEXT + 0x9100)
     unit = update(NOP5 + "9090909090 0f0b c3", bugs=[bug])
     assert relocations(unit, "__bug_table") == {
-        0: ("R_X86_64_PC32", ".text", symbol(unit, "f_v1").value + 16 + 5),
+        0: ("R_X86_64_PC32", ".text", symbol(unit, "f_v1").value + 21 + 5),
         4: ("R_X86_64_PC32", "", TEXT + 0x9100 - (1 << 64)),
         8: ("R_X86_64_PC32", "", TEXT + 0x9000 - (1 << 64)),
     }
@@ -310,7 +310,7 @@ def test_a_bug_entry_has_a_format_where_the_kernels_have_one() -> None:
 
 def test_a_bug_entry_keeps_file_line_and_flags() -> None:
     unit = update(NOP5 + "9090909090 0f0b c3", bugs=[Bug(TEXT + 10, TEXT + 0x9000, 1234, 0x909)])
-    start = symbol(unit, "f_v1").value + 16
+    start = symbol(unit, "f_v1").value + 21
     assert relocations(unit, "__bug_table") == {
         0: ("R_X86_64_PC32", ".text", start + 5),
         4: ("R_X86_64_PC32", "", TEXT + 0x9000 - (1 << 64)),
@@ -338,8 +338,8 @@ def test_unwind_entries_follow_the_instructions() -> None:
     entries = list(zip(places, [raw[at : at + 6] for at in range(0, len(raw), 6)], strict=True))
     assert (symbol(unit, "f_handler").value, ENTRY_STATE) in entries
     assert (clone.value, ENTRY_STATE) in entries
-    assert (clone.value + 11 + 6, FRAME) in entries
-    assert (clone.value + 11 + 9, ENTRY_STATE) in entries
+    assert (clone.value + 16 + 6, FRAME) in entries
+    assert (clone.value + 16 + 9, ENTRY_STATE) in entries
     assert (clone.value + clone.size, bytes(6)) in entries, "what follows is nobody's"
 
 
@@ -352,7 +352,7 @@ def test_a_function_without_ftrace_site_keeps_registers_and_flags() -> None:
     assert bytes.fromhex("9d 415b 415a") in handler  # popfq; pop %r11; pop %r10
     clone = symbol(unit, "f_v1")
     code = text[clone.value : clone.value + clone.size]
-    assert code.startswith(bytes.fromhex("4152 9c 4c8b15"))  # push %r10; pushfq; mov …,%r10
+    assert code.startswith(bytes.fromhex("0f1f440000 4152 9c 4c8b15"))  # nop; push %r10; pushfq; mov …,%r10
     assert bytes.fromhex("4153 9c 4c8b1d 00000000 6549ff4308 9d 415b e9") in code
 
 
@@ -366,7 +366,7 @@ def test_the_description_names_the_original() -> None:
     unit = update(NOP5 + "31c0 c3 cc cc")
     slots = section(unit, ".data..ro_after_init")
     at = symbol(unit, "dynamos_functions").value
-    assert symbol(unit, "dynamos_functions_end").value - at == 14 * 8
+    assert symbol(unit, "dynamos_functions_end").value - at == 15 * 8
     row = slots.data[at : at + 14 * 8]
     words = struct.unpack("<14Q", row)
     assert words[1:4] == (TEXT, 10, TEXT + 5)
@@ -403,7 +403,7 @@ def test_an_indirection_table_is_cloned() -> None:
     data = b"".join(to.to_bytes(8, "little") for to in (TEXT + 17, TEXT + 18, TEXT + 17, TEXT + 0x5000))
     unit = update(code, data={table: data})
     assert section(unit, ".rodata").size == 24, "it ends where an entry lies outside the function"
-    start = symbol(unit, "f_v1").value + 11 + 5
+    start = symbol(unit, "f_v1").value + 11 + 10
     moved = [addend - start for _at, (_kind, _name, addend) in sorted(relocations(unit, ".rodata").items())]
     assert moved[0] == moved[2] == 12
     assert moved[1] == 12 + 2, "the return before it has become a short jump to the exit stub"
@@ -417,7 +417,7 @@ def test_an_indirection_table_of_distances_is_cloned() -> None:
     code = NOP5 + "9090 488d1500010000 48630482 4801d0 ffe0 c3"
     data = b"".join(distance.to_bytes(4, "little", signed=True) for distance in (TEXT + 23 - table, 8))
     unit = update(code, data={table: data})
-    start = symbol(unit, "f_v1").value + 11 + 5
+    start = symbol(unit, "f_v1").value + 11 + 10
     assert relocations(unit, ".rodata") == {0: ("R_X86_64_PC32", ".text", start + 18)}
     assert relocations(unit)[start + 5] == ("R_X86_64_PC32", ".rodata", -4)
 
@@ -425,7 +425,7 @@ def test_an_indirection_table_of_distances_is_cloned() -> None:
 def test_an_interior_address_that_an_instruction_holds_moves_along() -> None:
     # mov $f+5,%rax; ret
     unit = update(NOP5 + "48c7c0" + (TEXT + 5 & 0xFFFFFFFF).to_bytes(4, "little").hex() + "c3")
-    start = symbol(unit, "f_v1").value + 11 + 5
+    start = symbol(unit, "f_v1").value + 11 + 10
     assert relocations(unit)[start + 3] == ("R_X86_64_32S", ".text", start)
 
 

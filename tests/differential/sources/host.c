@@ -17,7 +17,7 @@ struct edition {
 struct function {
 	word name, address, size, site;
 	u8 expected[8];
-	word handler, end, count, editions, row, reserved[4];
+	word handler, end, count, editions, row, reserved[2], parts_count, parts, below;
 };
 
 extern struct function dynamos_functions[] __attribute__((weak)), dynamos_functions_end[] __attribute__((weak));
