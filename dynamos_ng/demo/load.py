@@ -216,11 +216,6 @@ class Pipes:
             os.close(fd)
         self._reports.append((sent_read, got_read))
 
-    @property
-    def pids(self) -> list[int]:
-        """Return the processes' PIDs."""
-        return list(self._pids)
-
     def flow(self, seconds: float) -> None:
         """Let data flow for so long."""
         time.sleep(seconds)
