@@ -26,8 +26,6 @@ from dynamos_ng.errors import KernelRefused
 from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.model import Function
 
-pytestmark = pytest.mark.everywhere
-
 #: The sixth argument of process_vm_readv is "flags", which the original wants to be 0; here the caller asks for an
 #: edition by it. The seventh of the function, which lies on the stack, says whether it is process_vm_writev.
 FUNCTION = "process_vm_rw"
@@ -103,6 +101,7 @@ def copy(flags: int, call: str = "process_vm_readv") -> int | str:
     return int(done) if done >= 0 else errno.errorcode[c.get_errno()]
 
 
+@pytest.mark.everywhere
 def test_the_arguments_choose(loaded: Callable[[Path], Any], tmp_path: Path, cli: Callable[..., Any]) -> None:
     loaded(update(tmp_path / "chosen", CHOOSER))
     assert copy(0) == 5
@@ -187,6 +186,7 @@ def test_programs_come_and_go_under_load(loaded: Callable[[Path], Any], tmp_path
     os.close(seen_read)
 
 
+@pytest.mark.everywhere
 def test_a_program_never_runs_inside_another(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
     """The program updates a map, by the function that is being decided on."""
     program = """
