@@ -55,7 +55,8 @@ MEANINGS = {
     errno.ENOLINK: "the function was built without an adaptation handler: name one with adapt = in update.toml",
     errno.EBADFD: "not the descriptor of a BPF program of type RAW_TRACEPOINT that does not sleep",
     errno.EALREADY: "already in the state that was asked for",
-    errno.EEXIST: "another update redirects this function, or writes this variable: deactivate that one first",
+    errno.EEXIST: "another update redirects this function, and one of both switches only as a whole; or it writes this "
+    "variable: deactivate that one first",
     errno.ENODEV: "the update is being unloaded",
     errno.EILSEQ: "the bytes at the trampoline's place are not the expected ones: "
     "a kprobe or another patch is there; remove it, then try again",
