@@ -47,10 +47,10 @@ def verbs(manager: Manager, pending: Pending) -> dict[str, Callable[..., Any]]:
     def status() -> Snapshot:
         return replace(manager.status(), pending=pending.waiting())
 
-    def unload(name: str, wait: float | None = REMOVAL_SECONDS) -> Change:
+    def unload(name: str, wait: float | None = REMOVAL_SECONDS, nudge: bool = False) -> Change:
         if pending.forget(name):
             return Change("unload", name, FunctionState.LOADED, (), (), 0)
-        return manager.unload(name, wait=wait)
+        return manager.unload(name, wait=wait, nudge=nudge)
 
     return {
         "ping": lambda: {"version": __version__, "pid": os.getpid()},

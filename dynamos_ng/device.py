@@ -69,6 +69,13 @@ MEANINGS = {
     errno.EISCONN: "the update is in phase 3: go back to phase 2 first",
     errno.EUSERS: "other editions than the first are in use",
     errno.ENOTCONN: "no such move from where the update stands",
+    errno.ESRCH: "no such thread",
+    errno.EOPNOTSUPP: "a kernel thread",
+}
+#: Why a sleeper cannot be nudged.
+_UNMOVED = {
+    errno.EOPNOTSUPP: "not nudged: a kernel thread",
+    errno.EBUSY: "not nudged: its sleep must not be interrupted",
 }
 
 
@@ -255,6 +262,15 @@ class Device(Closing):
         )
         return StackWalk(holders, raw.nr_holders, raw.tasks, raw.words, raw.stop_ns)
 
+    def nudge(self, pid: int) -> str:
+        """Have a thread leave the system call in which it sleeps; return why that must not be, or ""."""
+        code = self._ioctl(uapi.IOC_NUDGE, uapi.Nudge(pid=pid))
+        if code in _UNMOVED:
+            return _UNMOVED[code]
+        if code and code != errno.ESRCH:  # gone is moved
+            raise KernelRefused(f"nudge {pid}: {meaning(code)}", code)
+        return ""
+
     def phase(self, update: str, move: int = uapi.PHASE_ASK) -> Phase:
         """Make a move of the module `update`, and return where it stands then."""
         raw = uapi.Phase(update=update.encode(), move=move)
@@ -287,6 +303,9 @@ class Device(Closing):
             if raw.culprit.pid or code == errno.ETXTBSY:
                 comm = raw.culprit.comm.decode(errors="replace")
                 message += f": thread {raw.culprit.pid} ({comm}) at {raw.culprit.address:#x}"
+            elif code == errno.EINPROGRESS:
+                names = {function.id: function.name for function in self.functions()}
+                message += f": {names.get(raw.culprit.function, '?')}"
             if code in (errno.EINPROGRESS, errno.ETXTBSY, errno.EBUSY):
                 raise Busy(message)
             raise KernelRefused(message, code)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.model import Holder, StackWalk, Update
@@ -18,8 +19,17 @@ def placed(holder: Holder, ranges: Sequence[tuple[int, int, str, int]], symbols:
     return replace(holder, stack=stack)
 
 
-def held(verb: str, update: Update, walk: StackWalk, wait: float, active: bool) -> str:
-    """Say who is in the way of a removal, and what is true now."""
+def held(
+    verb: str,
+    update: Update,
+    walk: StackWalk,
+    wait: float,
+    active: bool,
+    *,
+    why: str = "",
+    unmoved: Mapping[int, str] = MappingProxyType({}),
+) -> str:
+    """Say who is in the way of a removal and what is true now: `why` it is Busy, and who could not be nudged."""
     lines = [
         f"{verb} {update.name}: still in use after {wait:g} s; "
         + ("it stays active" if active else "it stays loaded")
@@ -29,8 +39,10 @@ def held(verb: str, update: Update, walk: StackWalk, wait: float, active: bool) 
         lines.append(
             f"  TID {holder.pid} ({holder.comm}, PID {holder.tgid}) sleeps in "
             f"{holder.function} v{holder.edition} at {holder.address:#x}"
+            + (f" ({unmoved[holder.pid]})" if holder.pid in unmoved else "")
         )
         lines += [f"    {frame}" for frame in holder.stack]
     if not walk.holders:
+        lines += [f"  {why}"] * bool(why)
         lines.append("  no stack shows it any more: a call ended just now; try again")
     return "\n".join(lines)

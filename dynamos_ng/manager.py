@@ -60,7 +60,15 @@ class Manager(View):
             found = [p for f in functions for p in neighbours.within(probes, f.site, f.site + len(f.trampoline))]
             raise KernelRefused("\n  ".join([str(error), *map(str, found)]), error.errno) from None
 
-    def _give_back(self, verb: str, update: Update, functions: Sequence[Function], wait: float | None) -> Switch:
+    def _nudge(self, functions: Sequence[Function]) -> dict[int, str]:
+        """Have those who sleep inside leave where that is harmless; return why others were left alone, by TID."""
+        with self._lock:
+            walk = self.walk(functions)
+        return {holder.pid: why for holder in walk.holders if (why := self._device.nudge(holder.pid))}
+
+    def _give_back(
+        self, verb: str, update: Update, functions: Sequence[Function], wait: float | None, nudge: bool
+    ) -> Switch:
         """Take back, in one stop, what an update has in force, with the trampolines of functions, once they may go."""
         deadline = None if wait is None else time.monotonic() + wait
         whole = update.id if update.own is FunctionState.REDIRECTED else 0
@@ -88,8 +96,10 @@ class Manager(View):
                         raise _NotYet from None
                     undo.pop_all()
                     return switch
+                unmoved = self._nudge(functions) if nudge else {}
                 if deadline is not None and time.monotonic() >= deadline:
-                    raise Busy(holders.held(verb, update, self.walk(functions), wait or 0.0, True))
+                    walk = self.walk(functions)
+                    raise Busy(holders.held(verb, update, walk, wait or 0.0, True, unmoved=unmoved))
                 time.sleep(0.1)
 
     def _put_back(self, update: Update) -> None:
@@ -169,17 +179,17 @@ class Manager(View):
                 raise
             return self._changed("activate", FunctionState.REDIRECTED, update, before, switch)
 
-    def deactivate(self, name: str, *, wait: float | None = REMOVAL_SECONDS) -> Change:
+    def deactivate(self, name: str, *, wait: float | None = REMOVAL_SECONDS, nudge: bool = False) -> Change:
         """Give all functions of an update back to their originals in one stop.
 
         Calls that are inside an edition finish there; `unload` waits for them. Only a consistent group and phase 3 of a
         synchronised update must be left first: after `wait` seconds (None: as long as it takes) Busy names who is
-        inside, and all is as it was.
+        inside, and all is as it was. `nudge` is as for `unload`.
         """
         with self._lock:
             update = self.update(name)
             before = tuple(self.measure(function) for function in update.functions)
-        switch = self._give_back("deactivate", update, update.functions, wait)
+        switch = self._give_back("deactivate", update, update.functions, wait, nudge)
         with self._lock:
             return self._changed("deactivate", FunctionState.DRAINING, update, before, switch)
 
@@ -211,31 +221,35 @@ class Manager(View):
             after, notes = (), (f"done, but not measured afterwards: {error}",)
         return Change(verb, update.name, state, before, after, switch.stop_ns, notes)
 
-    def unload(self, name: str, *, wait: float | None = REMOVAL_SECONDS) -> Change:
+    def unload(self, name: str, *, wait: float | None = REMOVAL_SECONDS, nudge: bool = False) -> Change:
         """Deactivate an update, wait until nothing can be running it, and free its code.
 
         If it is still in use after `wait` seconds (None: as long as it takes), it is left as it was found,
-        redirected or not, and Busy names the tasks in it.
+        redirected or not, and Busy names the tasks in it. `nudge` has those who sleep in it in a system call that a
+        signal would interrupt leave it, and begin the call anew in the original.
         """
         with self._lock:
             update = self.update(name)
             before = tuple(self.measure(function) for function in update.functions)
         active = update.state is FunctionState.REDIRECTED
         redirected = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
-        deadline = None if wait is None else time.monotonic() + wait
         switch = Switch(0, 0)
         with ExitStack() as undo:
             if active:
-                switch = self._give_back("unload", update, redirected, wait)
+                switch = self._give_back("unload", update, redirected, wait, nudge)
                 undo.callback(self._put_back, update)
+            deadline = None if wait is None else time.monotonic() + wait
             while True:
                 try:
                     self._device.retire(update.module)
                     break
-                except Busy:
+                except Busy as error:
+                    unmoved = self._nudge(update.functions) if nudge else {}
                     if deadline is not None and time.monotonic() >= deadline:
                         walk = self.walk(update.functions)
-                        raise Busy(holders.held("unload", update, walk, wait or 0.0, active)) from None
+                        raise Busy(
+                            holders.held("unload", update, walk, wait or 0.0, active, why=str(error), unmoved=unmoved)
+                        ) from None
                     time.sleep(0.1)
             undo.pop_all()
         with self._lock:

@@ -24,7 +24,6 @@ from dynamos_ng.lab.root import cache
 CHECKOUT = Path(__file__).parents[1]
 #: A program or file, and the Debian package that brings it.
 LAB = {
-    "qemu-system-x86_64": "qemu-system-x86",
     "mmdebstrap": "mmdebstrap",
     "arch-test": "arch-test",
     "mke2fs": "e2fsprogs",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI = 9
+ABI = 10
 FUNCTIONS_MAX = 1024
 EDITIONS_MAX = 16
 CLASSES = 256
@@ -224,6 +224,12 @@ class Retire(c.Structure):
     ]
 
 
+class Nudge(c.Structure):
+    """struct dynamos_nudge"""
+
+    _fields_ = [("size", c.c_uint32), ("pid", c.c_int32)]
+
+
 class Phase(c.Structure):
     """struct dynamos_phase"""
 
@@ -285,4 +291,5 @@ IOC_ADAPT = _ioc(_WRITE, 7, Adapt)
 IOC_PHASE = _ioc(_READ | _WRITE, 8, Phase)
 IOC_UPDATE = _ioc(_READ | _WRITE, 9, UpdateInfo)
 IOC_VARIABLE = _ioc(_READ | _WRITE, 10, VariableInfo)
+IOC_NUDGE = _ioc(_WRITE, 11, Nudge)
 IOC_MODULE = _ioc(_READ | _WRITE, 16, ModuleInfo)

@@ -224,6 +224,14 @@ static int ioctl_retire(void __user *arg)
 	return copy_out(arg, &retire, sizeof(retire), err);
 }
 
+static int ioctl_nudge(void __user *arg)
+{
+	struct dynamos_nudge who;
+	int err = copy_in(&who, arg, sizeof(who));
+
+	return err ?: nudge(who.pid);
+}
+
 static int ioctl_phase(void __user *arg)
 {
 	struct dynamos_phase phase;
@@ -284,6 +292,8 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 		return ioctl_variable(user);
 	case DYNAMOS_IOC_PHASE:
 		return ioctl_phase(user);
+	case DYNAMOS_IOC_NUDGE:
+		return ioctl_nudge(user);
 	case DYNAMOS_IOC_MODULE:
 		return ioctl_module(user);
 	default:

@@ -177,6 +177,9 @@ int stack_holders(const struct dynamos_range *ranges, u32 nr_ranges,
 void stack_bound_module(const struct module *module, struct stack_scan *scan);
 int stack_module_clear(struct module *module, struct dynamos_retire *retire);
 
+/* nudge.c */
+int nudge(pid_t pid);
+
 /* code.c: pieces of code, sorted. */
 struct code {
 	u32 count;

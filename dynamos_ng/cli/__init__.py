@@ -70,7 +70,7 @@ def _unload(options: argparse.Namespace) -> int:
         status = control.call("status")
         names = [update["name"] for update in (*status["pending"], *status["updates"])]
     wait = None if options.wait else options.timeout
-    results = [control.call("unload", name=name, wait=wait) for name in names]
+    results = [control.call("unload", name=name, wait=wait, nudge=options.nudge) for name in names]
     return _show(options, results, tables.changes)
 
 
@@ -83,7 +83,8 @@ def _activate(options: argparse.Namespace) -> int:
 
 def _deactivate(options: argparse.Namespace) -> int:
     wait = None if options.wait else options.timeout
-    return _show(options, control.call("deactivate", name=options.update, wait=wait), tables.change)
+    result = control.call("deactivate", name=options.update, wait=wait, nudge=options.nudge)
+    return _show(options, result, tables.change)
 
 
 def _phase(options: argparse.Namespace) -> int:
@@ -120,9 +121,12 @@ def _policy_set(options: argparse.Namespace) -> int:
 
 
 def _waiting(one: argparse.ArgumentParser) -> None:
-    """Let it be said how long to wait for those who are inside."""
+    """Let it be said how long to wait for those who are inside, and whether to wake them."""
     one.add_argument("--wait", action="store_true", help="keep trying until it succeeds")
     one.add_argument("--timeout", type=float, default=5.0, metavar="S", help="give up after S seconds (5)")
+    one.add_argument("--nudge", action="store_true",
+                     help="have those who sleep inside begin their system call anew, as a signal without handler "
+                          "would; kernel threads and uninterruptible sleeps are left alone")  # fmt: skip
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynamos_ng.errors import GuestDied, GuestTimeout, LabError, MissingTool
-from dynamos_ng.lab import initramfs, root
+from dynamos_ng.errors import GuestDied, GuestTimeout, LabError
+from dynamos_ng.lab import emulator, initramfs, root
 from dynamos_ng.lab.kbuild import Service
 
 CHECKOUT = Path(__file__).parents[2]
@@ -44,7 +44,8 @@ class Processor:
 #: What a kernel makes of its returns and indirect branches depends on the processor: retpolines and plain returns,
 #: its_return_thunk (and split page tables), srso_return_thunk, and the thunk that tracks the depth of calls.
 PROCESSORS = {
-    "max": Processor("max"),
+    # QEMU's own "max" has the family of an old Athlon, which 32-bit kernels warn of when there are two.
+    "max": Processor("max,family=15,model=107,stepping=1"),
     "its": Processor("Skylake-Server-v4"),
     "srso": Processor("EPYC-Milan"),
     "stuff": Processor("Skylake-Server-v4", "retbleed=stuff"),
@@ -197,17 +198,13 @@ class _Guest:
 
     def qemu(self, cpus: int, memory: str, cmdline: str) -> list[str]:
         """Return QEMU's call, all but the serial console and the output port."""
-        program = shutil.which("qemu-system-x86_64")
-        if program is None:
-            raise MissingTool("qemu-system-x86_64 is not installed: apt install qemu-system-x86")
-
         def share(tag: str, path: Path, extra: str = "") -> list[str]:
             name = str(path).replace(",", ",,")
             return ["-virtfs", f"local,path={name},mount_tag={tag},security_model=none,multidevs=remap{extra}"]
 
         return [
             # Nothing must go on running when this process is killed.
-            "setpriv", "--pdeathsig", "KILL", "--", program,
+            "setpriv", "--pdeathsig", "KILL", "--", *emulator.command(),
             "-nodefaults", "-no-user-config", "-machine", "q35", *ACCELERATOR, "-cpu", self.processor.model,
             "-smp", str(cpus), "-m", memory, "-display", "none", "-no-reboot", "-nic", "none",
             "-device", "virtio-rng-pci",

@@ -29,7 +29,6 @@ from dynamos_ng.lab.stress import Load
 from dynamos_ng.model import Function
 from dynamos_ng.rewrite.clone import examine
 
-CPUS = Path("/sys/devices/system/cpu")
 #: A task that stands inside the bytes to be overwritten is waited for this long.
 STOP_SECONDS = 30.0
 DRAIN_SECONDS = 240.0
@@ -39,8 +38,11 @@ LOOK_SECONDS = 0.05
 BUFFER_KB = 200
 #: One in so many is chosen among functions that the load was not seen to call.
 COLD_ONE_IN = 10
-#: The life of a kernel thread: whichever starts in a clone of these stays in it for minutes, or for ever.
-THREADS = frozenset({"kthread", "worker_thread", "kthread_worker_fn", "rescuer_thread", "smpboot_thread_fn"})
+#: The life of a kernel thread, and where an idle one sleeps: who is in a clone of these stays there for minutes, or for
+#: ever.
+THREADS = frozenset(
+    {"kthread", "worker_thread", "kthread_worker_fn", "rescuer_thread", "smpboot_thread_fn", "schedule"}
+)
 
 
 class Misbehaved(Exception):
@@ -64,22 +66,6 @@ class Report:
         REPORT.write_text(json.dumps(asdict(self)))
 
 
-def switch(trace: Path, tracer: str) -> None:
-    """Change the tracer, with all CPUs but the first offline.
-
-    It rewrites every function's entry, and an emulated CPU that runs meanwhile has been seen to meet a breakpoint that
-    is long gone, for ever.
-    """
-    others = sorted(CPUS.glob("cpu[1-9]*/online"))
-    for cpu in others:
-        cpu.write_text("0")
-    try:
-        (trace / "current_tracer").write_text(tracer)
-    finally:
-        for cpu in others:
-            cpu.write_text("1")
-
-
 def busy(seed: int) -> Counter[str]:
     """Return how often the load was seen to call each function that has an ftrace site."""
     found: Counter[str] = Counter()
@@ -87,7 +73,7 @@ def busy(seed: int) -> Counter[str]:
     (trace / "tracing_on").write_text("0")
     (trace / "options/context-info").write_text("0")
     (trace / "buffer_size_kb").write_text(str(BUFFER_KB))
-    switch(trace, "function")
+    (trace / "current_tracer").write_text("function")
     try:
         with Load(seed) as load:
             for _ in range(LOOKS):
@@ -99,7 +85,7 @@ def busy(seed: int) -> Counter[str]:
                     found.update(line.partition("<-")[0].strip() for line in lines if "<-" in line)
             load.finish()
     finally:
-        switch(trace, "nop")
+        (trace / "current_tracer").write_text("nop")
         (trace / "options/context-info").write_text("1")
         (trace / "tracing_on").write_text("1")
     return found
@@ -143,7 +129,19 @@ def redirect(device: Device, functions: Sequence[Function]) -> None:
         stir()
 
 
-def remove(device: Device, module: str) -> None:
+def inside(device: Device, maps: bpfmaps.Maps, module: str) -> str:
+    """Return what the counters and the stacks say of who is still in an update."""
+    functions = [function for function in device.functions() if function.update == module]
+    uses = [(f.name, e.number, *maps.use(f.id, e.number)) for f in functions for e in f.editions]
+    counted = [
+        f"{name} v{number}: {entered} in, {exited} out" for name, number, entered, exited in uses if entered != exited
+    ]
+    walk = device.stacks([(function.handler, function.end) for function in functions])
+    held = [f"{h.pid} ({h.comm}) at {h.address:#x}" for h in walk.holders]
+    return "; ".join(counted + held)
+
+
+def remove(device: Device, maps: bpfmaps.Maps, module: str) -> None:
     """Retire an update and unload it; Misbehaved if it is still in use after a long time."""
     deadline = time.monotonic() + DRAIN_SECONDS
     while True:
@@ -152,7 +150,9 @@ def remove(device: Device, module: str) -> None:
             break
         except Busy as error:
             if time.monotonic() > deadline:
-                raise Misbehaved(f"not removed after {DRAIN_SECONDS:g} s: {error}") from None
+                raise Misbehaved(
+                    f"not removed after {DRAIN_SECONDS:g} s: {error}; {inside(device, maps, module)}"
+                ) from None
         stir()
         print(".", end="", flush=True)  # wakes the task that passes the output on
     modules.unload(module)
@@ -206,7 +206,7 @@ def run(plan: dict[str, Any], report: Report) -> None:
             device.deactivate(chosen)
             report.wrong = load.finish()
         started = timed(report, "deactivate", started)
-        remove(device, module)
+        remove(device, maps, module)
     timed(report, "remove", started)
     if report.wrong:
         raise Misbehaved("; ".join(report.wrong))

@@ -161,18 +161,19 @@ def sources(suite: str) -> list[str]:
     return lines + ([f"deb {security} {suite}-security main"] if security else [])
 
 
-def _command(tree: Path, kernel: Kernel) -> list[str]:
-    """Return the mmdebstrap call that fills TREE."""
+def mmdebstrap(
+    tree: Path, suite: str, architecture: str, packages: Sequence[str], *options: str, variant: str = "minbase"
+) -> list[str]:
+    """Return the call that fills TREE with packages of a suite."""
     # Mirrors seldom fetched from lag behind the security archive's signed index for i386, and apt then trusts nothing.
-    without = ("-security main",) if kernel.architecture == "i386" else ()
+    without = ("-security main",) if architecture == "i386" else ()
     settings = [line for line in _output(["apt-config", "dump"]).splitlines() if SETTINGS.match(line)]
     return [
-        "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
-        f"--architectures={kernel.architecture}", f"--include={','.join(_packages(kernel))}",
+        "mmdebstrap", "--mode=root", f"--variant={variant}", "--format=directory",
+        f"--architectures={architecture}", f"--include={','.join(packages)}",
         *(f"--aptopt={line}" for line in settings),
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
-        f"--customize-hook={_unpack(kernel)}",
-        kernel.suite, str(tree), *(line for line in sources(kernel.suite) if not line.endswith(without)),
+        *options, suite, str(tree), *(line for line in sources(suite) if not line.endswith(without)),
     ]  # fmt: skip
 
 
@@ -196,9 +197,14 @@ def ensure(name: str = DEFAULT) -> Root:
         with locked(root.folder.name):
             if not root.folder.exists():
                 _make(root, name)
-    with suppress(PermissionError):
-        os.utime(root.folder)
+    used(root.folder)
     return root
+
+
+def used(folder: Path) -> None:
+    """Note that something made once is in use; what nobody uses is dropped some day."""
+    with suppress(PermissionError):
+        os.utime(folder)
 
 
 def _make(root: Root, name: str) -> None:
@@ -211,20 +217,22 @@ def _make(root: Root, name: str) -> None:
     shutil.rmtree(partial.folder, ignore_errors=True)
     partial.folder.mkdir(parents=True)
     log = partial.folder / "log"
-    _logged(_command(partial.tree, KERNELS[name]), log)
+    kernel = KERNELS[name]
+    hook = f"--customize-hook={_unpack(kernel)}"
+    logged(mmdebstrap(partial.tree, kernel.suite, kernel.architecture, _packages(kernel), hook), log)
     kernels = sorted((partial.tree / "boot").glob("vmlinuz-*"))
     if len(kernels) != 1:
         raise LabError(f"the new root holds {len(kernels)} kernels where one was expected: see {log}")
     (partial.folder / "release").write_text(kernels[0].name.removeprefix("vmlinuz-"))
     size = _megabytes(partial.tree)
-    _logged(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", "dynamos-lab",
+    logged(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-L", "dynamos-lab",
              "-d", str(partial.tree), str(partial.image), f"{size * 5 // 4 + 64}M"], log)  # fmt: skip
     partial.folder.rename(root.folder)
 
 
 def _drop_unused(folder: Path) -> None:
-    """Remove the roots that have not been used for KEPT_DAYS, those of recipes long gone among them."""
-    for old in folder.glob("root-*/"):
+    """Remove the roots and emulators not used for KEPT_DAYS, those of recipes long gone among them."""
+    for old in (*folder.glob("root-*/"), *folder.glob("qemu-*/")):
         if old.stat().st_mtime < time.time() - KEPT_DAYS * 86400:
             shutil.rmtree(old)
 
@@ -233,7 +241,7 @@ def _megabytes(tree: Path) -> int:
     return int(_output(["du", "-sm", str(tree)]).split()[0])
 
 
-def _logged(argv: Sequence[str], log: Path) -> None:
+def logged(argv: Sequence[str], log: Path) -> None:
     """Run a program with its messages in a file; LabError ends with the last of them."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     try:

@@ -25,6 +25,7 @@
  *	PHASE		where an update that gets on by itself stands; move it
  *	DEACTIVATE	take them back in one stop
  *	STACKS		which tasks hold an address inside given code
+ *	NUDGE		have a task leave the system call in which it sleeps
  *	MODULE		where a loadable module's code and tables lie
  *	RETIRE		prove an update unused and let it be unloaded
  *	(rmmod)		the update's memory is freed
@@ -82,6 +83,10 @@
  *   PHASE
  *	ENOENT		no such update
  *	ENOTCONN	no such move from where the update stands
+ *   NUDGE
+ *	ESRCH		no such thread
+ *	EOPNOTSUPP	it is a kernel thread
+ *	EBUSY		it sleeps and must not be interrupted
  *   MODULE
  *	ENOENT		no such module is loaded, or it is coming or going
  *   RETIRE
@@ -96,7 +101,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define DYNAMOS_ABI		9
+#define DYNAMOS_ABI		10
 #define DYNAMOS_FUNCTIONS_MAX	1024	/* registered at one time */
 #define DYNAMOS_EDITIONS_MAX	16	/* per function; number 0 is not used */
 #define DYNAMOS_CLASSES		256	/* policy classes: one byte per process */
@@ -272,6 +277,11 @@ struct dynamos_retire {
 	struct dynamos_culprit culprit;	/* out */
 };
 
+struct dynamos_nudge {
+	__u32 size;
+	__s32 pid;		/* thread id */
+};
+
 /* Moves of a synchronised update. */
 #define DYNAMOS_PHASE_ASK	0	/* none: just tell */
 #define DYNAMOS_PHASE_RAISE	1	/* raise must_update: 3 follows on 2 */
@@ -323,6 +333,7 @@ struct dynamos_module_info {
 #define DYNAMOS_IOC_PHASE	_IOWR(DYNAMOS_IOC, 8, struct dynamos_phase)
 #define DYNAMOS_IOC_UPDATE	_IOWR(DYNAMOS_IOC, 9, struct dynamos_update_info)
 #define DYNAMOS_IOC_VARIABLE	_IOWR(DYNAMOS_IOC, 10, struct dynamos_variable_info)
+#define DYNAMOS_IOC_NUDGE	_IOW(DYNAMOS_IOC, 11, struct dynamos_nudge)
 #define DYNAMOS_IOC_MODULE	_IOWR(DYNAMOS_IOC, 16, struct dynamos_module_info)
 
 #endif /* _UAPI_DYNAMOS_H */

@@ -463,6 +463,6 @@ def test_what_a_finished_call_left_on_a_stack_holds_nothing_up(cloned: Callable[
         while not all("poll" in Path(f"/proc/{pid}/wchan").read_text() for pid in pids):
             assert time.monotonic() < deadline, "they do not sleep in poll()"
             time.sleep(0.1)
-        control.call("unload", name="stale", wait=20.0)
+        control.call("unload", name="stale", wait=60.0)
     os.close(end)
     os.close(other)

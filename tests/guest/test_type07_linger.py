@@ -15,8 +15,8 @@ from conftest import EXAMPLES, RELAY
 from dynamos_ng import control
 from dynamos_ng.demo import load as work
 
-# On 6.12 and 7.2 a guest is not kept back: why, is not known yet. On i386 an idle worker of the disk held the update.
-pytestmark = pytest.mark.kernels("6.1")
+# On i386 an idle worker of the disk holds the update.
+pytestmark = pytest.mark.kernels("6.1", "6.12", "7.2")
 
 NAME = "type07-linger"
 GUEST = 1

@@ -28,32 +28,52 @@
 void schedule_v1(void);
 void schedule_v2(void);
 
-/* The function that runs on the way back to user mode. */
-static unsigned long return_start, return_end;
+/*
+ * What calls schedule() on the way back to user mode, and nowhere else; which of
+ * these does is the compiler's choice. Those that a kernel has not are empty.
+ */
+static struct {
+	const char *name;
+	unsigned long start, end;
+} returns[] = {
+	{ "exit_to_user_mode_loop" },
+	{ "exit_to_user_mode_prepare" },
+	{ "syscall_exit_to_user_mode" },
+	{ "syscall_exit_to_user_mode_work" },
+	{ "irqentry_exit_to_user_mode" },
+	{ "irqentry_exit" },
+};
 
-static int find_return(void)
+static int find_returns(void)
 {
 	unsigned long size, offset;
+	int i, found = 0;
 
-	return_start = kallsyms_lookup_name("exit_to_user_mode_loop");
-	if (!return_start)
-		return_start = kallsyms_lookup_name("exit_to_user_mode_prepare");
-	if (!return_start ||
-	    !kallsyms_lookup_size_offset(return_start, &size, &offset))
-		return -ENOENT;
-	return_end = return_start + size;
-	return 0;
+	for (i = 0; i < ARRAY_SIZE(returns); i++) {
+		returns[i].start = kallsyms_lookup_name(returns[i].name);
+		if (!returns[i].start ||
+		    !kallsyms_lookup_size_offset(returns[i].start, &size, &offset))
+			continue;
+		returns[i].end = returns[i].start + size;
+		found++;
+	}
+	return found ? 0 : -ENOENT;
 }
 
-DYNAMOS_BEFORE(find_return, NULL);
+DYNAMOS_BEFORE(find_returns, NULL);
 
 /* A return address on the stack may be a kretprobe's; the unwinder knows. */
 static __always_inline bool returns_to_user(void)
 {
 	unsigned long caller;
+	int i;
 
-	return stack_trace_save(&caller, 1, 1) &&
-	       caller >= return_start && caller < return_end;
+	if (!stack_trace_save(&caller, 1, 1))
+		return false;
+	for (i = 0; i < ARRAY_SIZE(returns); i++)
+		if (caller >= returns[i].start && caller < returns[i].end)
+			return true;
+	return false;
 }
 
 void schedule_v2(void)
