@@ -119,6 +119,16 @@ void adapt_info(const struct adapt *adapt, struct dynamos_function_info *info);
 
 /* redirect.c: the table of functions and their states. */
 extern struct mutex redirect_lock;
+struct redirect {
+	const struct dynamos_function *function;	/* lives in owner */
+	struct module *owner;
+	struct adapt *adapt;		/* owned; NULL if the policy alone decides */
+	struct redirect *below;		/* what its edition 1 leads on to, or NULL */
+	u32 state;
+	u32 order;			/* of its activation */
+};
+
+extern struct redirect *redirects[DYNAMOS_FUNCTIONS_MAX];
 int redirect_add(const struct dynamos_update *update);
 void redirect_remove(const struct module *owner);
 int redirect_info(struct dynamos_function_info *info);
@@ -149,6 +159,16 @@ void text_unmap(struct text_patch *patch);
 int text_jump(u8 code[TRAMPOLINE_SIZE], unsigned long from, unsigned long to);
 int text_write_all(struct text_patch *patches, u32 count, bool activate,
 		   struct update *update, struct dynamos_switch *sw);
+
+/* lead.c: where calls of a function lead when several updates redirect it. */
+struct patching {
+	struct text_patch *patches;
+	u32 count, most;
+};
+
+int lead_to(struct patching *patching, u32 id);
+int lead_past(struct patching *patching, u32 id);
+void lead_changed(struct redirect *redirect, bool activate);
 
 /*
  * stack.c: reads every task's stack while all CPUs are parked.

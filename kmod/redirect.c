@@ -12,10 +12,6 @@
  *	DRAINING -> REDIRECTED		ACTIVATE
  *	DRAINING -> LOADED		RETIRE, after proof that nothing runs it
  *
- * Several updates may redirect one function. The one activated last is on top:
- * the trampoline leads to it, and its edition 1 on to the one below, whose own is
- * the lowest's clone of the original. Whoever goes is left out, wherever it lies.
- *
  * So an update can be unloaded only when each of its functions is LOADED, and
  * that is only when none ever ran or all are proven unused.
  */
@@ -27,17 +23,8 @@
 #include "arch/x86.h"
 #include "dynamos.h"
 
-struct redirect {
-	const struct dynamos_function *function;	/* lives in owner */
-	struct module *owner;
-	struct adapt *adapt;		/* owned; NULL if the policy alone decides */
-	struct redirect *below;		/* what its edition 1 leads on to, or NULL */
-	u32 state;
-	u32 order;			/* of its activation */
-};
-
 DEFINE_MUTEX(redirect_lock);
-static struct redirect *redirects[DYNAMOS_FUNCTIONS_MAX];
+struct redirect *redirects[DYNAMOS_FUNCTIONS_MAX];
 
 /* The kernel's own code, or that of the module which the update holds for it. */
 static bool place_check(const struct dynamos_function *function,
@@ -277,107 +264,6 @@ int redirect_adapt(u32 id, int fd)
 	return adapt_attach(redirects[id]->adapt, fd);
 }
 
-/* Who has the trampoline of a function, or NULL. */
-static struct redirect *on_top(unsigned long address)
-{
-	struct redirect *top = NULL;
-	u32 id;
-
-	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++)
-		if (redirects[id] && redirects[id]->state == DYNAMOS_REDIRECTED &&
-		    redirects[id]->function->address == address &&
-		    (!top || redirects[id]->order > top->order))
-			top = redirects[id];
-	return top;
-}
-
-/* The bytes at a place that lead on to a redirection, or that lead nowhere. */
-static int leads_to(u8 code[TRAMPOLINE_SIZE], unsigned long from,
-		    const struct redirect *to, const u8 *nowhere)
-{
-	if (to)
-		return text_jump(code, from, to->function->handler);
-	memcpy(code, nowhere, TRAMPOLINE_SIZE);
-	return 0;
-}
-
-struct patching {
-	struct text_patch *patches;
-	u32 count, most;
-};
-
-/* Have a place lead to @now instead of @before. */
-static int lead(struct patching *patching, u32 id, unsigned long from,
-		const struct redirect *before, const struct redirect *now, const u8 *nowhere)
-{
-	struct text_patch *patch = &patching->patches[patching->count];
-	int err;
-
-	if (before == now)
-		return 0;
-	if (WARN_ON_ONCE(patching->count == patching->most))
-		return -E2BIG;
-	patch->function = id;
-	patch->address = from;
-	err = leads_to(patch->old, from, before, nowhere);
-	if (!err)
-		err = leads_to(patch->new, from, now, nowhere);
-	if (!err)
-		err = text_map(patch);
-	if (!err)
-		patching->count++;
-	return err;
-}
-
-static int lead_to(struct patching *patching, u32 id)
-{
-	const struct redirect *redirect = redirects[id];
-	const struct dynamos_function *function = redirect->function;
-	const struct redirect *top = on_top(function->address);
-	int err;
-
-	if (top && (phase_together(update_by_name(top->owner->name)) ||
-		    phase_together(update_by_name(redirect->owner->name))))
-		return -EEXIST;
-	err = lead(patching, id, function->site, top, redirect, function->expected);
-	if (!err)
-		err = lead(patching, id, function->below, redirect->below, top, arch_nop);
-	return err;
-}
-
-static int lead_past(struct patching *patching, u32 id)
-{
-	const struct redirect *redirect = redirects[id];
-	const struct dynamos_function *function = redirect->function;
-	u32 other;
-	int err = 0;
-
-	if (on_top(function->address) == redirect)
-		err = lead(patching, id, function->site, redirect, redirect->below,
-			   function->expected);
-	for (other = 0; other < DYNAMOS_FUNCTIONS_MAX && !err; other++)
-		if (redirects[other] && redirects[other]->below == redirect)
-			err = lead(patching, id, redirects[other]->function->below,
-				   redirect, redirect->below, arch_nop);
-	return err;
-}
-
-/* A redirection has come, or gone; the code already says so. */
-static void restack(struct redirect *redirect, bool activate)
-{
-	static u32 activations;
-	u32 id;
-
-	if (activate) {
-		redirect->below = on_top(redirect->function->address);
-		redirect->order = ++activations;
-		return;
-	}
-	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++)
-		if (redirects[id] && redirects[id]->below == redirect)
-			redirects[id]->below = redirect->below;
-}
-
 static int patch_compare(const void *a, const void *b)
 {
 	const struct text_patch *left = a, *right = b;
@@ -518,7 +404,7 @@ static int redirect_switch(const u32 *ids, u32 count, bool activate,
 	if (err && activate)
 		modules_put(ids, count);
 	for (i = 0; i < count && !err; i++) {
-		restack(redirects[ids[i]], activate);
+		lead_changed(redirects[ids[i]], activate);
 		redirects[ids[i]]->state = activate ? DYNAMOS_REDIRECTED
 						    : DYNAMOS_DRAINING;
 	}
