@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXAMPLES, entered
+from conftest import EXAMPLES, entered, named
 
 from dynamos_ng import control
 from dynamos_ng.demo import load as work
@@ -157,11 +157,11 @@ def test_a_group_never_mixes_within_one_task(
             threading.Thread(target=busy.wait).start()
             assert open_for_writing(brief) == 0, "it waited until the program had ended"
 
-            before = entered("do_filp_open")
+            before = entered(named("do_filp_open", "do_file_open"))
             missing.come()
             opener.join(60)
             assert opener.result == errno.ETXTBSY, "its caller knows no other"
-            assert entered("do_filp_open") > before
+            assert entered(named("do_filp_open", "do_file_open")) > before
             until(lambda: where()["pinned"] == 0, "somebody is still kept to v1")
 
             # A task that waits within edition 2 is not left alone with an original.
