@@ -1,26 +1,32 @@
 """The survey's cost: its time against that of capstone alone over the same text in the same run, and its memory.
 
-Prints one line and, with --json, writes the survey's report with `capstone_seconds`. The promise: at most 3 times the
-time, less than 1 GiB. Takes the options of ``dynamos survey``; run from the checkout as ``python3 -m bench.survey``.
+Takes the options of ``dynamos survey``. The report's details are the survey's own report with `capstone_seconds`;
+--json writes them alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import capstone
 
+from bench.report import Figure, Noise, Report
 from dynamos_ng import survey
 from dynamos_ng.cli.survey import add_arguments, opened
-from dynamos_ng.errors import DynamosError
+from dynamos_ng.errors import UsageError
 from dynamos_ng.image import Kernel
 
+__all__ = ["CLAIM", "NAME", "add_arguments", "run"]
+
+NAME = "survey"
+CLAIM = "Every function of a kernel is examined in at most 3 times what bare disassembly takes, in less than 1 GiB."
 MOST_TIMES = 3
+#: More time than work by this factor, and the machine is too busy for the first target.
+MOST_WAITING = 1.25
 MOST_MEMORY = 1 << 30
 
 
@@ -43,35 +49,39 @@ def bare(word: int, code: Sequence[tuple[bytes, int]]) -> tuple[float, int]:
     return time.monotonic() - began, count
 
 
-def main() -> int:
-    """Measure; returns 1 if a promise is not kept."""
-    parser = argparse.ArgumentParser("bench/survey.py", description=__doc__)
-    add_arguments(parser)
-    options = parser.parse_args()
-    try:
-        kernel = opened(options)
-        code = texts(kernel)
-        # One half before and one behind, so that what else runs on the machine weighs on both alike.
-        before = bare(kernel.arch.word, code[::2])
-        done = survey.survey(kernel)
-        behind = bare(kernel.arch.word, code[1::2])
-    except DynamosError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return error.exit_code
+def noise(done: survey.Survey) -> Noise:
+    """Tell whether the survey's processes had processors: they compute all the time, so one at least was at work."""
+    waiting = done.seconds / done.cpu_seconds
+    reason = f"the survey took {done.seconds:.0f} s for {done.cpu_seconds:.0f} s of work: others had the processors"
+    return Noise((reason,) if waiting > MOST_WAITING else (), {"seconds_for_a_second_of_work": waiting})
+
+
+def run(options: argparse.Namespace) -> list[Report]:
+    """Measure the survey of the kernel that was asked for."""
+    if options.why:
+        raise UsageError("bench survey: --why asks for one function; all of them are measured")
+    kernel = opened(options)
+    code = texts(kernel)
+    # One half before and one behind, so that what else runs on the machine weighs on both alike.
+    before = bare(kernel.arch.word, code[::2])
+    done = survey.survey(kernel)
+    behind = bare(kernel.arch.word, code[1::2])
     seconds, count = (one + two for one, two in zip(before, behind, strict=True))
-    report = {**done.report(), "capstone_seconds": round(seconds, 2)}
-    print(
-        f"survey {done.seconds:.1f} s ({done.cpu_seconds:.1f} s of processors), capstone alone {seconds:.1f} s for "
-        f"{count} instructions: {done.seconds / seconds:.2f} times; {done.peak_memory >> 20} MiB",
-        file=sys.stderr,
+    details = {**done.report(), "capstone_seconds": round(seconds, 2)}
+    figures = (
+        Figure("survey/times", done.seconds / seconds, "times", "the survey's time in capstone's alone", MOST_TIMES),
+        Figure("survey/seconds", done.seconds, "s", "the survey's time"),
+        Figure("survey/cpu-seconds", done.cpu_seconds, "s", "the same on all processors together"),
+        Figure("survey/capstone-seconds", seconds, "s", f"capstone alone, for {count} instructions"),
+        Figure("survey/memory", done.peak_memory, "bytes", "the most that one process held", MOST_MEMORY),
     )
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    if options.json and options.json != "-":
-        Path(options.json).write_text(text)
-    elif options.json:
+    report = Report(NAME, CLAIM, figures, noise(done), done.seconds + seconds, details=details)
+    text = json.dumps(details, indent=2, ensure_ascii=False) + "\n"
+    if options.json == "-":
         print(text, end="")
-    return int(done.seconds > MOST_TIMES * seconds or done.peak_memory >= MOST_MEMORY)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    elif options.json:
+        try:
+            Path(options.json).write_text(text)
+        except OSError as error:
+            raise UsageError(f"{options.json}: {error.strerror}") from None
+    return [report]

@@ -13,7 +13,7 @@ from typing import Any
 from dynamos_ng import __version__, control, lab
 from dynamos_ng.build.description import FILE
 from dynamos_ng.build.update import build
-from dynamos_ng.cli import doctor, survey, tables
+from dynamos_ng.cli import bench, doctor, survey, tables
 from dynamos_ng.errors import DynamosError, UsageError
 
 EXITS = """\
@@ -211,6 +211,8 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=survey.main)
     survey.add_arguments(one)
 
+    verbs.add_parser("bench", help="measure what is claimed, and compare two measurements")
+
     one = verbs.add_parser("lab", help="try things out in a throw-away guest of a stock kernel")
     one.set_defaults(run=lab.main)
     lab.add_arguments(one)
@@ -219,8 +221,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; errors go to stderr as ``dynamos: …`` and become the exit status."""
-    options = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if words[:1] == ["bench"]:
+            return bench.run(words[1:])
+        options = parser().parse_args(words)
         return int(options.run(options))
     except DynamosError as error:
         print(f"dynamos: {error}", file=sys.stderr)

@@ -31,11 +31,15 @@ def run(*argv: str, **environment: str) -> None:
 
 
 def test_ruff_finds_nothing() -> None:
-    run("ruff", "check", "--no-cache", "dynamos_ng", "tests")
+    run("ruff", "check", "--no-cache", "dynamos_ng", "tests", "bench")
 
 
 def test_mypy_strict_finds_nothing_in_the_package() -> None:
     run("mypy", "--strict", "dynamos_ng")
+
+
+def test_mypy_strict_finds_nothing_in_the_benchmarks() -> None:
+    run("mypy", "--strict", "bench")
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent.name for path in TESTS.glob("*/test_*.py")}))
@@ -45,7 +49,7 @@ def test_mypy_strict_finds_nothing_in_the_tests(folder: str) -> None:
 
 
 def sources() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
+    return sorted([*PACKAGE.rglob("*.py"), *(ROOT / "bench").rglob("*.py")])
 
 
 def test_a_file_holds_one_idea() -> None:
