@@ -58,6 +58,7 @@ def verbs(manager: Manager, pending: Pending) -> dict[str, Callable[..., Any]]:
         "load_when_module": pending.add,
         "unload": unload,
         "activate": manager.activate,
+        "confirm": manager.confirm,
         "deactivate": manager.deactivate,
         "phase": manager.phase,
         "status": status,

@@ -15,6 +15,7 @@ from dynamos_ng.errors import Busy, DynamosError, KernelRefused, MissingTool, Us
 from dynamos_ng.model import (
     Adaptation,
     Area,
+    Confirmation,
     Edition,
     Function,
     FunctionState,
@@ -69,9 +70,12 @@ MEANINGS = {
     errno.EISCONN: "the update is in phase 3: go back to phase 2 first",
     errno.EUSERS: "other editions than the first are in use",
     errno.ENOTCONN: "no such move from where the update stands",
+    errno.ENOMSG: "it waits for no confirmation",
+    errno.ETIME: "too late: it was not confirmed in time, and is taken back",
     errno.ESRCH: "no such thread",
     errno.EOPNOTSUPP: "a kernel thread",
 }
+_CONFIRMATIONS = {uapi.WAITING: "waiting", uapi.REVERTING: "reverting", uapi.REVERTED: "reverted"}
 #: Why a sleeper cannot be nudged.
 _UNMOVED = {
     errno.EOPNOTSUPP: "not nudged: a kernel thread",
@@ -199,7 +203,9 @@ class Device(Closing):
             module = raw.name.decode()
             variables = tuple(self._variable(raw.id, index) for index in range(raw.variables))
             found.append(
-                Update(module, module, (), (), raw.id, FunctionState(raw.state), variables, raw.shadows)
+                Update(
+                    module, module, (), (), raw.id, FunctionState(raw.state), variables, raw.shadows, _confirmation(raw)
+                )
             )
             raw = uapi.UpdateInfo(id=raw.id + 1)
 
@@ -210,22 +216,29 @@ class Device(Closing):
         value, old, now = (bytes(data[: raw.bytes]) for data in (raw.value, raw.old, raw.now))
         return Variable(raw.name.decode(), raw.address, value, old, now)
 
-    def activate(self, functions: Sequence[Function], update: int = 0) -> Switch:
+    def activate(self, functions: Sequence[Function], update: int = 0, confirm: int = 0) -> Switch:
         """Write the trampolines of a group in one stop, all or none; with an UPDATE's id, its hooks run and its
-        variables are written too."""
-        return self._switch(uapi.IOC_ACTIVATE, "activate", functions, update)
+        variables are written too, and dynamos.ko takes all back after CONFIRM seconds unless `confirm` is called."""
+        return self._switch(uapi.IOC_ACTIVATE, "activate", functions, update, confirm)
 
     def deactivate(self, functions: Sequence[Function], update: int = 0) -> Switch:
         """Take the trampolines of a group back in one stop, all or none, and what else the UPDATE brought."""
         return self._switch(uapi.IOC_DEACTIVATE, "deactivate", functions, update)
 
-    def _switch(self, number: int, verb: str, functions: Sequence[Function], update: int) -> Switch:
+    def _switch(
+        self, number: int, verb: str, functions: Sequence[Function], update: int, confirm: int = 0
+    ) -> Switch:
         ids = (ctypes.c_uint32 * len(functions))(*(function.id for function in functions))
-        raw = uapi.Switch(count=len(functions), ids=ctypes.addressof(ids), update=update)
+        raw = uapi.Switch(count=len(functions), ids=ctypes.addressof(ids), update=update, confirm=confirm)
         if code := self._ioctl(number, raw):
             names = {function.id: function.name for function in functions}
             raise _switch_error(verb, names, raw, code)
         return Switch(raw.stop_ns, raw.tasks, raw.left)
+
+    def confirm(self, update: str) -> None:
+        """Let the activation of the module `update` stay."""
+        if code := self._ioctl(uapi.IOC_CONFIRM, uapi.Confirm(update=update.encode())):
+            raise KernelRefused(f"confirm {update}: {meaning(code)}", code)
 
     def adapt(self, function: Function, program: int | None) -> None:
         """Let a BPF program, by its descriptor, choose the function's editions; None: no program does any more."""
@@ -309,6 +322,14 @@ class Device(Closing):
             if code in (errno.EINPROGRESS, errno.ETXTBSY, errno.EBUSY):
                 raise Busy(message)
             raise KernelRefused(message, code)
+
+
+def _confirmation(raw: uapi.UpdateInfo) -> Confirmation | None:
+    if raw.confirm == uapi.SETTLED:
+        return None
+    return Confirmation(
+        _CONFIRMATIONS[raw.confirm], raw.confirm_left, meaning(raw.confirm_error) if raw.confirm_error else ""
+    )
 
 
 def _function(raw: uapi.FunctionInfo) -> Function:

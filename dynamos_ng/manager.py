@@ -91,6 +91,9 @@ class Manager(View):
                     try:
                         switch = self._switch(lambda: self._device.deactivate(functions, whole), update, functions)
                     except KernelRefused as error:
+                        if error.errno == errno.EALREADY and self._reverted(update):
+                            undo.pop_all()
+                            return Switch(0, 0)
                         if error.errno != errno.EUSERS:
                             raise
                         raise _NotYet from None
@@ -102,12 +105,20 @@ class Manager(View):
                     raise Busy(holders.held(verb, update, walk, wait or 0.0, True, unmoved=unmoved))
                 time.sleep(0.1)
 
+    def _reverted(self, update: Update) -> bool:
+        """Return whether the kernel has taken an update back by itself."""
+        found = self.update(update.module).confirmation
+        return found is not None and found.state == "reverted"
+
     def _put_back(self, update: Update) -> None:
-        """Undo `_give_back`."""
+        """Undo `_give_back`; what was to be confirmed still is."""
+        left = 0
+        if update.confirmation and update.confirmation.state != "reverted":
+            left = max(update.confirmation.left, 1)
         active = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
         whole = update.id if update.own is FunctionState.REDIRECTED else 0
         with self._lock:
-            self._switch(lambda: self._device.activate(active, whole), update, active)
+            self._switch(lambda: self._device.activate(active, whole, left), update, active)
 
     def load(self, path: str, *, watch: bool = True) -> Update:
         """Load an update's module file; nothing is redirected yet. Loading a loaded one again is a no-op."""
@@ -136,14 +147,22 @@ class Manager(View):
                 raise
 
     def activate(
-        self, name: str, *, edition: int | None = None, classes: Sequence[int] | None = None
+        self,
+        name: str,
+        *,
+        edition: int | None = None,
+        classes: Sequence[int] | None = None,
+        confirm_within: int = 0,
     ) -> Change:
         """Redirect all functions of an update in one stop.
 
         Processes of the given policy classes get `edition` (each function's newest unless told), others v1;
         without classes, all get it. Where a program adapts, that is for when it does not decide, and then without
         edition and classes it is v1. Before the stop nobody sees the change, after it everybody does.
+        With `confirm_within` the kernel takes it back by itself after so many seconds unless `confirm` is called.
         """
+        if not 0 <= confirm_within <= uapi.CONFIRM_MAX:
+            raise UsageError(f"activate {name}: it can be confirmed within 1 to {uapi.CONFIRM_MAX} seconds")
         with self._lock:
             update = self.update(name)
             if classes is not None and not update.functions:
@@ -171,13 +190,18 @@ class Manager(View):
                 self._maps.set_row(number, row)
             try:
                 switch = self._switch(
-                    lambda: self._device.activate(update.functions, update.id), update, update.functions
+                    lambda: self._device.activate(update.functions, update.id, confirm_within), update, update.functions
                 )
             except DynamosError:
                 for number, row in old.items():
                     self._maps.set_row(number, row)
                 raise
             return self._changed("activate", FunctionState.REDIRECTED, update, before, switch)
+
+    def confirm(self, name: str) -> None:
+        """Let an activation stay that the kernel would take back by itself."""
+        with self._lock:
+            self._device.confirm(self.update(name).module)
 
     def deactivate(self, name: str, *, wait: float | None = REMOVAL_SECONDS, nudge: bool = False) -> Change:
         """Give all functions of an update back to their originals in one stop.

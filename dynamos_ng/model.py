@@ -219,6 +219,19 @@ class Variable:
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """What an activation that must be confirmed waits for, or what became of it.
+
+    `state` is "waiting" (`left` seconds, then it is taken back), "reverting" or "reverted"; `reason` says why it could
+    not be taken back yet.
+    """
+
+    state: str
+    left: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Update:
     """A loaded update and its functions; `unwatched` pairs those that probes cannot count with the reason.
 
@@ -233,6 +246,7 @@ class Update:
     own: FunctionState = FunctionState.LOADED
     variables: tuple[Variable, ...] = ()
     shadows: int = 0
+    confirmation: Confirmation | None = None
 
     @property
     def state(self) -> FunctionState:
@@ -323,6 +337,7 @@ class UpdateStatus:
     functions: tuple[FunctionStatus, ...]
     variables: tuple[Variable, ...] = ()
     shadows: int = 0
+    confirmation: Confirmation | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI = 10
+ABI = 11
 FUNCTIONS_MAX = 1024
 EDITIONS_MAX = 16
 CLASSES = 256
@@ -17,10 +17,16 @@ NAME_MAX = 128
 UPDATE_MAX = 64
 COMM_MAX = 16
 FRAMES_MAX = 12
+CONFIRM_MAX = 86400
 
 LOADED = 0
 REDIRECTED = 1
 DRAINING = 2
+
+SETTLED = 0
+WAITING = 1
+REVERTING = 2
+REVERTED = 3
 
 NEVER_RETURNS = 1
 QUIESCENT = 1
@@ -115,7 +121,9 @@ class UpdateInfo(c.Structure):
         ("state", c.c_uint32),
         ("functions", c.c_uint32),
         ("variables", c.c_uint32),
-        ("reserved", c.c_uint32),
+        ("confirm", c.c_uint32),
+        ("confirm_left", c.c_uint32),
+        ("confirm_error", c.c_uint32),
         ("shadows", c.c_uint64),
         ("name", c.c_char * UPDATE_MAX),
     ]
@@ -161,6 +169,8 @@ class Switch(c.Structure):
         ("update", c.c_uint32),
         ("hook_error", c.c_int32),
         ("left", c.c_uint32),
+        ("confirm", c.c_uint32),
+        ("reserved", c.c_uint32),
         ("culprit", Culprit),
     ]
 
@@ -222,6 +232,12 @@ class Retire(c.Structure):
         ("update", c.c_char * UPDATE_MAX),
         ("culprit", Culprit),
     ]
+
+
+class Confirm(c.Structure):
+    """struct dynamos_confirm"""
+
+    _fields_ = [("size", c.c_uint32), ("reserved", c.c_uint32), ("update", c.c_char * UPDATE_MAX)]
 
 
 class Nudge(c.Structure):
@@ -292,4 +308,5 @@ IOC_PHASE = _ioc(_READ | _WRITE, 8, Phase)
 IOC_UPDATE = _ioc(_READ | _WRITE, 9, UpdateInfo)
 IOC_VARIABLE = _ioc(_READ | _WRITE, 10, VariableInfo)
 IOC_NUDGE = _ioc(_WRITE, 11, Nudge)
+IOC_CONFIRM = _ioc(_WRITE, 12, Confirm)
 IOC_MODULE = _ioc(_READ | _WRITE, 16, ModuleInfo)

@@ -115,6 +115,7 @@ class View:
                     ),
                     update.variables,
                     update.shadows,
+                    update.confirmation,
                 )
                 for update in self.updates()
             ),

@@ -124,7 +124,9 @@ static int ioctl_switch(void __user *arg, bool activate)
 
 	if (err)
 		return err;
-	if (!sw.count && !sw.update)
+	if ((!sw.count && !sw.update) || sw.reserved ||
+	    sw.confirm > DYNAMOS_CONFIRM_MAX ||
+	    (sw.confirm && !(activate && sw.update)))
 		return -EINVAL;
 	if (sw.count > DYNAMOS_FUNCTIONS_MAX)
 		return -E2BIG;
@@ -224,6 +226,22 @@ static int ioctl_retire(void __user *arg)
 	return copy_out(arg, &retire, sizeof(retire), err);
 }
 
+static int ioctl_confirm(void __user *arg)
+{
+	struct dynamos_confirm which;
+	int err = copy_in(&which, arg, sizeof(which));
+
+	if (err)
+		return err;
+	if (which.reserved ||
+	    strnlen(which.update, sizeof(which.update)) == sizeof(which.update))
+		return -EINVAL;
+	mutex_lock(&redirect_lock);
+	err = confirm(which.update);
+	mutex_unlock(&redirect_lock);
+	return err;
+}
+
 static int ioctl_nudge(void __user *arg)
 {
 	struct dynamos_nudge who;
@@ -290,6 +308,8 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 		return ioctl_update(user);
 	case DYNAMOS_IOC_VARIABLE:
 		return ioctl_variable(user);
+	case DYNAMOS_IOC_CONFIRM:
+		return ioctl_confirm(user);
 	case DYNAMOS_IOC_PHASE:
 		return ioctl_phase(user);
 	case DYNAMOS_IOC_NUDGE:

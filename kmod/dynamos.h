@@ -62,6 +62,10 @@ struct update {
 	u32 phase;
 	u32 pinned;				/* tasks that keep to edition 1 */
 	struct dynamos_culprit culprit;		/* who delays it */
+	u32 confirm;
+	unsigned long confirm_by;		/* jiffies, while WAITING */
+	int confirm_error;			/* of the last try to revert */
+	u32 confirm_tries;
 };
 
 static inline unsigned long function_count(const struct dynamos_update *told)
@@ -225,8 +229,15 @@ bool phase_together(const struct update *update);
 int phase_check(struct update *update, bool activate);
 void phase_switched(struct update *update, bool activate);
 void phase_follow(void);
+int phase_leave(struct update *update);
 int phase_ioctl(struct dynamos_phase *phase);
 void phase_exit(void);
+
+/* confirm.c: activations that must be confirmed. */
+void confirm_switched(struct update *update, bool activate, u32 seconds);
+void confirm_info(const struct update *update, struct dynamos_update_info *info);
+int confirm(const char *name);
+void confirm_exit(void);
 
 /* modules.c: loadable modules whose functions updates change. */
 int modules_init(void);

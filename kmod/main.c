@@ -29,6 +29,7 @@ static int __init dynamos_init(void)
 static void __exit dynamos_exit(void)
 {
 	device_exit();
+	confirm_exit();
 	phase_exit();
 	threads_exit();
 	modules_exit();

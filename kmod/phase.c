@@ -144,6 +144,24 @@ static void phase_set(struct update *update, u32 phase)
 			       DYNAMOS_CLASSES);
 }
 
+/* Whether calls of an edition with a number of at least @first go on. */
+static bool editions_run(const struct update *update, unsigned long first)
+{
+	unsigned long i;
+	u32 id;
+
+	for (id = redirect_next(update, 0); id < DYNAMOS_FUNCTIONS_MAX;
+	     id = redirect_next(update, id + 1)) {
+		const struct dynamos_function *function = redirect_function(id);
+
+		for (i = 0; i < function->nr_editions; i++)
+			if (function->editions[i].number >= first &&
+			    use_in_flight(id, function->editions[i].number))
+				return true;
+	}
+	return false;
+}
+
 /* Whether calls of other editions than the first go on, or may begin. */
 static bool others_in_use(const struct update *update)
 {
@@ -152,18 +170,13 @@ static bool others_in_use(const struct update *update)
 
 	for (id = redirect_next(update, 0); id < DYNAMOS_FUNCTIONS_MAX;
 	     id = redirect_next(update, id + 1)) {
-		const struct dynamos_function *function = redirect_function(id);
 		const u8 *row = editions_row(id);
 
 		for (i = 0; i < DYNAMOS_CLASSES; i++)
 			if (row[i] > 1)
 				return true;
-		for (i = 0; i < function->nr_editions; i++)
-			if (function->editions[i].number > 1 &&
-			    use_in_flight(id, function->editions[i].number))
-				return true;
 	}
-	return false;
+	return editions_run(update, 2);
 }
 
 /**
@@ -301,6 +314,42 @@ void phase_exit(void)
 	cancel_delayed_work_sync(&worker);
 }
 
+/* From phase 3 to 2. */
+static int phase_back(struct update *update, u64 *stop_ns)
+{
+	int err;
+
+	WRITE_ONCE(*must_update(redirect_next(update, 0)), 0);
+	err = phase_move(update, 2, stop_ns);
+	phase_follow();
+	return err;
+}
+
+/**
+ * phase_leave() - begin to leave what cannot be left at once
+ * @update: the update
+ *
+ * A synchronised update goes back to phase 2, and a consistent group gives new
+ * calls edition 1.
+ *
+ * Return: 0 if nobody is in what is to be left; -EUSERS; or why there is no stop.
+ */
+int phase_leave(struct update *update)
+{
+	u64 ns;
+	u32 id;
+	int err = update->phase == 3 ? phase_back(update, &ns) : 0;
+
+	if (err)
+		return err;
+	for (id = redirect_next(update, 0); update->group && id < DYNAMOS_FUNCTIONS_MAX;
+	     id = redirect_next(update, id + 1))
+		memset(editions_row(id), 1, DYNAMOS_CLASSES);
+	if (!phase_together(update))
+		return 0;
+	return editions_run(update, update->group ? 2 : 3) ? -EUSERS : 0;
+}
+
 /**
  * phase_ioctl() - tell where an update stands, and move it
  * @phase: in: update and move; out: the rest
@@ -323,11 +372,8 @@ int phase_ioctl(struct dynamos_phase *phase)
 		WRITE_ONCE(*raised, 1);
 	else if (phase->move == DYNAMOS_PHASE_BACK && update->phase != 3)
 		err = -ENOTCONN;
-	else if (phase->move == DYNAMOS_PHASE_BACK) {
-		WRITE_ONCE(*raised, 0);
-		err = phase_move(update, 2, &phase->stop_ns);
-		phase_follow();
-	}
+	else if (phase->move == DYNAMOS_PHASE_BACK)
+		err = phase_back(update, &phase->stop_ns);
 	phase->flags = update->told->flags;
 	phase->phase = update->phase;
 	phase->must_update = raised && *raised;

@@ -408,6 +408,8 @@ static int redirect_switch(const u32 *ids, u32 count, bool activate,
 		redirects[ids[i]]->state = activate ? DYNAMOS_REDIRECTED
 						    : DYNAMOS_DRAINING;
 	}
+	if (!err)
+		confirm_switched(update, activate, sw->confirm);
 out_free:
 	patches_free(&patching);
 	return err;

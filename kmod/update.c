@@ -427,6 +427,7 @@ int update_info(struct dynamos_update_info *info)
 	info->state = update->state;
 	info->functions = function_count(update->told);
 	info->variables = update->told->nr_variables;
+	confirm_info(update, info);
 	info->shadows = shadows_count(*update->told->shadows);
 	strscpy(info->name, update->told->owner->name, sizeof(info->name));
 	return 0;

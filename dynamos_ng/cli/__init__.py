@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from dynamos_ng.build.description import FILE
 from dynamos_ng.build.update import build
 from dynamos_ng.cli import bench, doctor, survey, tables
 from dynamos_ng.errors import DynamosError, UsageError
+from dynamos_ng.uapi import CONFIRM_MAX
 
 EXITS = """\
 exit status: 0 done; 1 refused or failed, nothing was changed; 2 wrong usage; 3 no daemon answers;
@@ -27,6 +29,15 @@ def _class(text: str) -> int:
     if not 0 <= value <= 255:
         raise argparse.ArgumentTypeError(f"{value} is not a policy class: 0 to 255")
     return value
+
+
+def _seconds(text: str) -> int:
+    """Parse a time for argparse: 90, 90s, 5m, 2h."""
+    found = re.fullmatch(r"(\d{1,6})([smh]?)", text)
+    seconds = int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0
+    if not 1 <= seconds <= CONFIRM_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 60s, 5m or 2h, of up to {CONFIRM_MAX // 3600}h")
+    return seconds
 
 
 def _show(options: argparse.Namespace, result: Any, render: Callable[[Any], None]) -> int:
@@ -76,9 +87,16 @@ def _unload(options: argparse.Namespace) -> int:
 
 def _activate(options: argparse.Namespace) -> int:
     result = control.call(
-        "activate", name=options.update, edition=options.edition, classes=options.policy_class
-    )
+        "activate", name=options.update, edition=options.edition, classes=options.policy_class,
+        confirm_within=options.confirm_within,
+    )  # fmt: skip
     return _show(options, result, tables.change)
+
+
+def _confirm(options: argparse.Namespace) -> int:
+    control.call("confirm", name=options.update)
+    result = {"confirmed": options.update}
+    return _show(options, result, lambda _: print(f"confirmed {options.update}: it stays"))
 
 
 def _deactivate(options: argparse.Namespace) -> int:
@@ -175,6 +193,12 @@ def parser() -> argparse.ArgumentParser:
     one = verb("activate", _activate, "redirect all functions of an update in one stop")
     one.add_argument("update")
     _add_choice(one)
+    one.add_argument("--confirm-within", type=_seconds, default=0, metavar="TIME",
+                     help="take it back by itself after TIME (60s, 5m, 2h) unless 'dynamos confirm' comes before; the "
+                          "kernel module does so even if the daemon is killed")  # fmt: skip
+
+    one = verb("confirm", _confirm, "let an update stay that was activated with --confirm-within")
+    one.add_argument("update")
 
     one = verb("deactivate", _deactivate, "give an update's functions back to their originals")
     one.add_argument("update")

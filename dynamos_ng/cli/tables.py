@@ -95,6 +95,8 @@ def status(snapshot: dict[str, Any]) -> None:
             console.print(table)
         if update["phase"]["phased"] or update["phase"]["consistent"]:
             phase(update["name"], update["phase"])
+        if update["confirmation"]:
+            console.print(f"  {_confirmation(update['name'], update['confirmation'])}", markup=False)
         for variable in update["variables"]:
             console.print(f"  {_variable(variable)}", markup=False)
         if update["shadows"]:
@@ -102,6 +104,15 @@ def status(snapshot: dict[str, Any]) -> None:
         for status in update["functions"]:
             for note in status["notes"]:
                 console.print(f"{status['function']['name']}: {note}", markup=False)
+
+
+def _confirmation(name: str, value: dict[str, Any]) -> str:
+    if value["state"] == "waiting":
+        return f"is taken back by itself in {value['left']} s, unless it is confirmed: dynamos confirm {name}"
+    if value["state"] == "reverted":
+        return "was not confirmed in time: it was taken back by itself"
+    why = f"; not yet: {value['reason']}" if value["reason"] else ""
+    return f"was not confirmed in time: it is being taken back{why}"
 
 
 def _variable(variable: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@
  *	VARIABLE	tell of one variable of an update
  *	ACTIVATE	write the trampolines of a function group, and what
  *			else an update brings, in one stop
+ *	CONFIRM		let an activation stay that would be taken back by itself
  *	PHASE		where an update that gets on by itself stands; move it
  *	DEACTIVATE	take them back in one stop
  *	STACKS		which tasks hold an address inside given code
@@ -80,6 +81,10 @@
  *	EISCONN		a synchronised update is in phase 3 (DEACTIVATE)
  *	EUSERS		other editions than the first of a consistent group are
  *			in use, or its rows name them (DEACTIVATE)
+ *   CONFIRM
+ *	ENOENT		no such update
+ *	ENOMSG		it waits for no confirmation
+ *	ETIME		too late: it is being taken back, or has been
  *   PHASE
  *	ENOENT		no such update
  *	ENOTCONN	no such move from where the update stands
@@ -101,7 +106,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define DYNAMOS_ABI		10
+#define DYNAMOS_ABI		11
 #define DYNAMOS_FUNCTIONS_MAX	1024	/* registered at one time */
 #define DYNAMOS_EDITIONS_MAX	16	/* per function; number 0 is not used */
 #define DYNAMOS_CLASSES		256	/* policy classes: one byte per process */
@@ -111,11 +116,18 @@
 #define DYNAMOS_UPDATE_MAX	64	/* a module's name, with its NUL */
 #define DYNAMOS_COMM_MAX	16
 #define DYNAMOS_FRAMES_MAX	12	/* told of a holder's stack */
+#define DYNAMOS_CONFIRM_MAX	86400	/* seconds */
 
 /* States of functions, and of updates. */
 #define DYNAMOS_LOADED		0	/* registered, never redirected or retired */
 #define DYNAMOS_REDIRECTED	1	/* its trampoline is in place */
 #define DYNAMOS_DRAINING	2	/* trampoline gone, old calls may still run */
+
+/* What an activation waits for, or what became of it (kmod/confirm.c). */
+#define DYNAMOS_SETTLED		0	/* nothing */
+#define DYNAMOS_WAITING		1	/* taken back unless CONFIRM comes in time */
+#define DYNAMOS_REVERTING	2	/* none came: being taken back */
+#define DYNAMOS_REVERTED	3	/* none came: taken back */
 
 /* Edition flags. */
 #define DYNAMOS_NEVER_RETURNS	1	/* judged by the stack walk alone */
@@ -192,7 +204,9 @@ struct dynamos_update_info {
 	__u32 state;		/* out: of its hooks and variables */
 	__u32 functions;	/* out: how many it has */
 	__u32 variables;	/* out: how many it has */
-	__u32 reserved;
+	__u32 confirm;		/* out: WAITING and so on */
+	__u32 confirm_left;	/* out: seconds until it is taken back */
+	__u32 confirm_error;	/* out: errno with which that was refused last */
 	__u64 shadows;		/* out: shadows that objects have now */
 	char name[DYNAMOS_UPDATE_MAX];	/* out: module name */
 };
@@ -227,6 +241,8 @@ struct dynamos_switch {
 	__u32 update;		/* id: its hooks and variables come or go too; or 0 */
 	__s32 hook_error;	/* out: what the hook returned that refused */
 	__u32 left;		/* out: variables not put back: somebody else wrote them */
+	__u32 confirm;		/* ACTIVATE with an update: seconds for CONFIRM; or 0 */
+	__u32 reserved;
 	struct dynamos_culprit culprit;	/* out */
 };
 
@@ -275,6 +291,12 @@ struct dynamos_retire {
 	__u32 tasks;		/* out */
 	char update[DYNAMOS_UPDATE_MAX];
 	struct dynamos_culprit culprit;	/* out */
+};
+
+struct dynamos_confirm {
+	__u32 size;
+	__u32 reserved;
+	char update[DYNAMOS_UPDATE_MAX];
 };
 
 struct dynamos_nudge {
@@ -334,6 +356,7 @@ struct dynamos_module_info {
 #define DYNAMOS_IOC_UPDATE	_IOWR(DYNAMOS_IOC, 9, struct dynamos_update_info)
 #define DYNAMOS_IOC_VARIABLE	_IOWR(DYNAMOS_IOC, 10, struct dynamos_variable_info)
 #define DYNAMOS_IOC_NUDGE	_IOW(DYNAMOS_IOC, 11, struct dynamos_nudge)
+#define DYNAMOS_IOC_CONFIRM	_IOW(DYNAMOS_IOC, 12, struct dynamos_confirm)
 #define DYNAMOS_IOC_MODULE	_IOWR(DYNAMOS_IOC, 16, struct dynamos_module_info)
 
 #endif /* _UAPI_DYNAMOS_H */

@@ -28,6 +28,7 @@ MIRROR = {
     "dynamos_stacks": uapi.Stacks,
     "dynamos_adapt": uapi.Adapt,
     "dynamos_retire": uapi.Retire,
+    "dynamos_confirm": uapi.Confirm,
     "dynamos_nudge": uapi.Nudge,
     "dynamos_phase": uapi.Phase,
     "dynamos_area": uapi.Area,

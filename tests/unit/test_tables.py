@@ -12,6 +12,7 @@ from rich.console import Console
 from dynamos_ng.cli import tables
 from dynamos_ng.model import (
     CallCounts,
+    Confirmation,
     Edition,
     EditionUse,
     Function,
@@ -60,6 +61,22 @@ def test_status_tells_state_use_and_classes_of_each_edition(screen: StringIO) ->
     assert update.split() == ["cmdline", "[enabled]"]
     assert first.split() == ["cmdline_proc_show", "v1", "1234567", "1234560", "7", "0,3-255"]
     assert second.split() == ["v2", "9", "9", "0", "1-2"]
+
+
+@pytest.mark.parametrize(
+    ("confirmation", "said"),
+    [
+        (Confirmation("waiting", 42), "in 42 s, unless it is confirmed: dynamos confirm cmdline"),
+        (Confirmation("reverting", 0, "a hook of the update refused"), "taken back; not yet: a hook of the update"),
+        (Confirmation("reverted"), "it was taken back by itself"),
+    ],
+)
+def test_status_tells_what_becomes_of_an_update_that_is_to_be_confirmed(
+    screen: StringIO, confirmation: Confirmation, said: str
+) -> None:
+    update = UpdateStatus("cmdline", FunctionState.REDIRECTED, PHASE, (), confirmation=confirmation)
+    tables.status(plain(Snapshot((update,), "bcc")))
+    assert said in " ".join(" ".join(lines(screen)).split())
 
 
 @pytest.mark.parametrize(
