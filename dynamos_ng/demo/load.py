@@ -220,6 +220,11 @@ class Pipes:
         """Let data flow for so long."""
         time.sleep(seconds)
 
+    def carry(self, size: int) -> None:
+        """Let data flow until the writers have written so many bytes."""
+        while sum(_written(pid) for pid in self._pids[::2]) < size:
+            time.sleep(0.2)
+
     def finish(self) -> tuple[int, bool]:
         """Stop the writers; return the bytes moved, and whether every reader saw what its writer sent."""
         os.close(self._stop_write)
@@ -237,6 +242,11 @@ class Pipes:
         for fd in (self._stop_read, self._stop_write, *(fd for pair in self._reports for fd in pair)):
             if fd >= 0:
                 os.close(fd)
+
+
+def _written(pid: int) -> int:
+    """Return how many bytes a process has handed to write()."""
+    return int(re.search(r"^wchar: (\d+)$", Path(f"/proc/{pid}/io").read_text(), re.MULTILINE)[1])  # type: ignore[index]
 
 
 def _report(fd: int, length: int, digest: bytes) -> None:
