@@ -14,13 +14,20 @@ from typing import Any
 from dynamos_ng import __version__, control, lab
 from dynamos_ng.build.description import FILE
 from dynamos_ng.build.update import build
-from dynamos_ng.cli import bench, doctor, survey, tables
+from dynamos_ng.cli import bench, completion, doctor, schema, survey, tables
 from dynamos_ng.errors import DynamosError, UsageError
 from dynamos_ng.uapi import CONFIRM_MAX
 
 EXITS = """\
-exit status: 0 done; 1 refused or failed, nothing was changed; 2 wrong usage; 3 no daemon answers;
-             lab: the command's own status, 124 timeout, 125 the guest died"""
+exit status:
+  0    done
+  1    refused or failed; nothing was changed
+  2    wrong usage
+  3    no daemon answers
+  124  lab: the command did not end in time
+  125  lab: the guest died
+  130  interrupted
+lab run otherwise ends with the command's own status."""
 
 
 def _class(text: str) -> int:
@@ -138,6 +145,16 @@ def _policy_set(options: argparse.Namespace) -> int:
     return _policy_show(options)
 
 
+def _completion(_: argparse.Namespace) -> int:
+    print(completion.script(parser()), end="")
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    print(json.dumps(schema.schema(" ".join(options.verb)), indent=2))
+    return 0
+
+
 def _waiting(one: argparse.ArgumentParser) -> None:
     """Let it be said how long to wait for those who are inside, and whether to wake them."""
     one.add_argument("--wait", action="store_true", help="keep trying until it succeeds")
@@ -228,6 +245,13 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--function", help="with --edition: what a class, or without --class all of them, get")
     one.add_argument("--class", dest="policy_class", type=_class, metavar="C", help="policy class, 0 to 255")
     one.add_argument("--edition", type=int, metavar="N")
+
+    one = verbs.add_parser("completion", help="print completion for bash: source <(dynamos completion)")
+    one.set_defaults(run=_completion)
+
+    one = verbs.add_parser("schema", help="print the JSON Schema of what a verb prints with --json")
+    one.add_argument("verb", nargs="+", metavar="VERB", help=", ".join(schema.VERBS))
+    one.set_defaults(run=_schema)
 
     verb("doctor", doctor.main, "what works on this kernel, what does not, and why; changes nothing")
 

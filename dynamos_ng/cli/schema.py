@@ -1,0 +1,73 @@
+"""The JSON Schema of what ``--json`` prints, made from the values that are printed, so it is never out of date."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from enum import Enum
+from typing import Any
+
+from dynamos_ng import model
+from dynamos_ng.errors import UsageError
+
+#: What each verb prints; a dict is an object of just these members.
+VERBS: dict[str, Any] = {
+    "activate": model.Change,
+    "build": {"module": str},
+    "confirm": {"confirmed": str},
+    "deactivate": model.Change,
+    "load": model.Update | model.PendingUpdate | model.Change,  # the latter two with --when-module
+    "phase": model.Phase,
+    "policy set": model.Policy,
+    "policy show": model.Policy,
+    "quiescence": model.Quiescence,
+    "status": model.Snapshot,
+    "unload": tuple[model.Change, ...],
+}
+#: Integers that a double cannot hold are hexadecimal texts.
+_INTEGER: dict[str, Any] = {"type": ["integer", "string"], "pattern": "^-?0x[0-9a-f]+$"}
+_SIMPLE: dict[type, dict[str, Any]] = {
+    str: {"type": "string"}, bool: {"type": "boolean"}, int: _INTEGER, float: {"type": "number"},
+    bytes: {"type": "string", "pattern": "^([0-9a-f]{2})*$"}, type(None): {"type": "null"},
+}  # fmt: skip
+
+
+def schema(verb: str) -> dict[str, Any]:
+    """Return the schema of a verb's output; UsageError if there is no such verb."""
+    if verb not in VERBS:
+        raise UsageError(f"schema {verb}: no verb that prints these; there are: {', '.join(VERBS)}")
+    defs: dict[str, Any] = {}
+    found = _of(VERBS[verb], defs)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"dynamos {verb} --json",
+            **found, "$defs": defs}  # fmt: skip
+
+
+def _of(kind: Any, defs: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(kind, type) and kind in _SIMPLE:
+        return dict(_SIMPLE[kind])
+    if isinstance(kind, dict):
+        return _object({name: _of(one, defs) for name, one in kind.items()}, "")
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_of(one, defs) for one in arguments]}
+    if origin is tuple and arguments[-1:] == (...,):
+        return {"type": "array", "items": _of(arguments[0], defs)}
+    if origin is tuple:
+        return {"type": "array", "prefixItems": [_of(one, defs) for one in arguments],
+                "minItems": len(arguments), "maxItems": len(arguments)}  # fmt: skip
+    if issubclass(kind, Enum):
+        return {"enum": [one.name.lower() for one in kind]}
+    assert isinstance(kind, type) and dataclasses.is_dataclass(kind), f"{kind}: what is printed is made of values"
+    if kind.__name__ not in defs:
+        defs[kind.__name__] = {}  # a value may hold others of its kind
+        hints = typing.get_type_hints(kind)
+        members = {field.name: _of(hints[field.name], defs) for field in dataclasses.fields(kind)}
+        defs[kind.__name__] = _object(members, (kind.__doc__ or "").strip())
+    return {"$ref": f"#/$defs/{kind.__name__}"}
+
+
+def _object(members: dict[str, Any], text: str) -> dict[str, Any]:
+    """Return the schema of an object; a later version may have more members."""
+    told = {"description": text} if text else {}
+    return {**told, "type": "object", "properties": members, "required": list(members)}

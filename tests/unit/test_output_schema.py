@@ -1,0 +1,102 @@
+"""What --json prints is what its schema says; the values here are as full as the model lets them be."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from dynamos_ng.cli import parser, schema
+from dynamos_ng.errors import UsageError
+from dynamos_ng.model import (
+    CallCounts,
+    Change,
+    Confirmation,
+    Edition,
+    EditionUse,
+    Function,
+    FunctionState,
+    FunctionStatus,
+    Holder,
+    PendingUpdate,
+    Phase,
+    Policy,
+    Quiescence,
+    Snapshot,
+    StackWalk,
+    Update,
+    UpdateStatus,
+    Variable,
+)
+from dynamos_ng.wire import plain
+
+FUNCTION = Function(0, "f", "dynamos_u", FunctionState.REDIRECTED, 1 << 63, 16, 16, 16, 32, b"\1", b"\2",
+                    (Edition(1, 16, 24),))  # fmt: skip
+HOLDER = Holder(7, 7, "cat", 1 << 63, 1, "f", 1, (1 << 63,), ("f+0x1",))
+PHASE = Phase(1, False, True, True, 0, 5, HOLDER)
+VARIABLE = Variable("v", 1 << 63, b"\1", b"\0", b"\1")
+QUIESCENCE = Quiescence("f", FunctionState.LOADED, (EditionUse(1, 2, 1),), StackWalk((HOLDER,), 1, 2, 3, 4),
+                        CallCounts(1, 2, 3), 4)  # fmt: skip
+CHANGE = Change("activate", "u", FunctionState.DRAINING, (QUIESCENCE,), (), 5, ("note",))
+STATUS = FunctionStatus(FUNCTION, (EditionUse(1, 2, 1),), bytes(256), None, ("note",))
+SNAPSHOT = Snapshot(
+    (UpdateStatus("u", FunctionState.REDIRECTED, PHASE, (STATUS,), (VARIABLE,), 1, Confirmation("waiting", 3)),), "bcc",
+    pending=(PendingUpdate("p", "/p", ("ext4",), 2, (1,)),),
+)  # fmt: skip
+UPDATE = Update("u", "dynamos_u", (FUNCTION,), (("f", "no site"),), 1, FunctionState.LOADED, (VARIABLE,), 1)
+PRINTED = {
+    "activate": CHANGE, "deactivate": CHANGE, "unload": (CHANGE,), "load": UPDATE,
+    "phase": PHASE, "policy show": Policy(((1, 2, "init"),), (("less", 1),), (("f", bytes(256)),)),
+    "quiescence": QUIESCENCE, "status": SNAPSHOT,
+}  # fmt: skip
+TYPES: dict[str, Any] = {
+    "object": dict, "array": list, "string": str, "boolean": bool, "number": (int, float), "null": type(None),
+}  # fmt: skip
+
+
+def fits(value: Any, told: dict[str, Any], root: dict[str, Any]) -> bool:
+    """Tell whether a value is as a schema says, for the words that ours use."""
+    if "$ref" in told:
+        return fits(value, root["$defs"][told["$ref"].rpartition("/")[2]], root)
+    if "anyOf" in told:
+        return any(fits(value, one, root) for one in told["anyOf"])
+    if "enum" in told:
+        return value in told["enum"]
+    kinds = told["type"] if isinstance(told["type"], list) else [told["type"]]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not any(whole if kind == "integer" else isinstance(value, TYPES[kind]) for kind in kinds):
+        return False
+    if isinstance(value, str) and "pattern" in told:
+        return bool(re.search(told["pattern"], value))
+    if isinstance(value, list):
+        items = told.get("prefixItems") or [told["items"]] * len(value)
+        return len(items) == len(value) and all(fits(*pair, root) for pair in zip(value, items, strict=True))
+    if isinstance(value, dict):
+        return set(value) == set(told["required"]) and all(
+            fits(one, told["properties"][name], root) for name, one in value.items()
+        )
+    return True
+
+
+@pytest.mark.parametrize("verb", PRINTED)
+def test_what_is_printed_fits(verb: str) -> None:
+    told = json.loads(json.dumps(schema.schema(verb)))
+    value = json.loads(json.dumps(plain(PRINTED[verb])))
+    assert fits(value, told, told)
+    spoilt = value[0] if isinstance(value, list) else value
+    spoilt.pop(next(iter(spoilt)))
+    assert not fits(value, told, told)
+
+
+@pytest.mark.parametrize("verb", schema.VERBS)
+def test_every_verb_that_prints_json_has_a_schema(verb: str) -> None:
+    assert schema.schema(verb)["$defs"] or verb in ("build", "confirm")
+    needed = {"policy set": ["--pid", "1"], "policy show": [], "status": []}.get(verb, ["x"])
+    assert parser().parse_args([*verb.split(" "), *needed, "--json"]).json
+
+
+def test_an_unknown_verb() -> None:
+    with pytest.raises(UsageError, match=r"^schema nothing: no verb that prints these; there are: activate, "):
+        schema.schema("nothing")
