@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import named
 
 from dynamos_ng import control
 from dynamos_ng.demo import load as work
@@ -24,15 +25,16 @@ def wchan(pid: int) -> str:
 
 def test_a_sleeper_begins_anew_in_the_original(cloned: Callable[..., None], cli: Callable[..., Any]) -> None:
     """And notices nothing: it gets the byte that it waited for."""
-    cloned("nudged", "pipe_read")
+    function = named("pipe_read", "anon_pipe_read")
+    cloned("nudged", function)
     with work.sleeping_reader() as sleeper:
-        assert wchan(sleeper.pid) == "pipe_read_v1"
+        assert wchan(sleeper.pid) == f"{function}_v1"
         refused = cli("unload", "nudged", "--timeout", "1")
         assert (refused.returncode, f"TID {sleeper.pid}" in refused.stderr) == (1, True)
         done = cli("unload", "nudged", "--nudge", "--timeout", "60")
         assert done.returncode == 0, done.stderr
         assert control.call("status")["updates"] == []
-        assert wchan(sleeper.pid) == "pipe_read"
+        assert wchan(sleeper.pid) == function
         sleeper.wake()
         assert os.waitstatus_to_exitcode(os.waitpid(sleeper.pid, 0)[1]) == 0
 
