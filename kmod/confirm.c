@@ -97,7 +97,7 @@ static void work(struct work_struct *unused)
 		next = min(next, get_on(update));
 	/* Under the lock: whoever has just made an update wait wants it sooner. */
 	if (next != MAX_JIFFY_OFFSET)
-		mod_delayed_work(system_unbound_wq, &worker, next);
+		mod_delayed_work(DYNAMOS_WQ, &worker, next);
 	mutex_unlock(&redirect_lock);
 }
 
@@ -119,7 +119,7 @@ void confirm_switched(struct update *update, bool activate, u32 seconds)
 		return;
 	update->confirm = DYNAMOS_WAITING;
 	update->confirm_by = jiffies + seconds * HZ;
-	mod_delayed_work(system_unbound_wq, &worker, 0);
+	mod_delayed_work(DYNAMOS_WQ, &worker, 0);
 }
 
 /**

@@ -33,6 +33,13 @@ static inline void culprit_task(struct dynamos_culprit *culprit,
 	memcpy(culprit->comm, task->comm, sizeof(culprit->comm));
 }
 
+/* For work that waits. */
+#ifdef DYNAMOS_DFL_WQ
+#define DYNAMOS_WQ system_dfl_wq
+#else
+#define DYNAMOS_WQ system_unbound_wq
+#endif
+
 /* fault.c: whether a step that may fail is to, for tests. */
 bool fault(void);
 

@@ -298,7 +298,7 @@ static void work(struct work_struct *unused)
 		again |= get_on(update);
 	mutex_unlock(&redirect_lock);
 	if (again)
-		queue_delayed_work(system_unbound_wq, &worker, PERIOD);
+		queue_delayed_work(DYNAMOS_WQ, &worker, PERIOD);
 }
 
 /**
@@ -306,7 +306,7 @@ static void work(struct work_struct *unused)
  */
 void phase_follow(void)
 {
-	queue_delayed_work(system_unbound_wq, &worker, PERIOD);
+	queue_delayed_work(DYNAMOS_WQ, &worker, PERIOD);
 }
 
 void phase_exit(void)

@@ -20,7 +20,8 @@ struct open_flags;
 
 struct file *do_filp_open_v1(int dfd, struct filename *name, const struct open_flags *op);
 struct file *do_filp_open_v2(int dfd, struct filename *name, const struct open_flags *op);
-long do_sys_openat2_v1(int dfd, const char __user *name, struct open_how *how);
+/* Returns a long, or an int in later kernels: half of a register is all of it. */
+int do_sys_openat2_v1(int dfd, const char __user *name, struct open_how *how);
 long do_sys_openat2_v2(int dfd, const char __user *name, struct open_how *how);
 struct file *file_open_name_v1(struct filename *name, int flags, umode_t mode);
 struct file *file_open_name_v2(struct filename *name, int flags, umode_t mode);
@@ -37,8 +38,7 @@ struct file *do_filp_open_v2(int dfd, struct filename *name, const struct open_f
 /* The calls of do_filp_open() in here reach edition 2, for the task is in it. */
 long do_sys_openat2_v2(int dfd, const char __user *name, struct open_how *how)
 {
-	int tries;
-	long fd;
+	int tries, fd;
 
 	for (tries = 0; tries < TRIES; tries++) {
 		fd = do_sys_openat2_v1(dfd, name, how);
