@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bench import compare, native, picture, survey
+from bench import compare, footprint, native, picture, survey
 from bench.report import Report, read
 from dynamos_ng.errors import DynamosError, UsageError
 
@@ -29,7 +29,7 @@ class Script(Protocol):
         """Measure."""
 
 
-SCRIPTS: tuple[Script, ...] = (native, survey)
+SCRIPTS: tuple[Script, ...] = (native, footprint, survey)
 
 
 def parser(scripts: Sequence[Script]) -> argparse.ArgumentParser:
