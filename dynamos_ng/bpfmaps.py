@@ -1,4 +1,4 @@
-"""The pinned BPF maps: policy, editions, use counters, conditions and exec rules.
+"""The pinned BPF maps: policy, editions, use counters, conditions and exec rules; those of a policy are in policymaps.
 
 Generated code and dynamos.ko read and count in the value areas of the first four (kmod/maps.c checks the same shapes):
 
@@ -25,6 +25,7 @@ from pathlib import Path
 from dynamos_ng import bpf, uapi
 from dynamos_ng.closing import Closing
 from dynamos_ng.errors import DynamosError, KernelRefused, MissingTool, UsageError
+from dynamos_ng.policy.classes import RULE_BYTES, SLOTS
 
 BPFFS = Path("/sys/fs/bpf")
 PIN_DIR = BPFFS / "dynamos"
@@ -32,6 +33,10 @@ PIN_DIR = BPFFS / "dynamos"
 #: No tgid reaches this (PID_MAX_LIMIT of include/linux/threads.h).
 PID_LIMIT = 4 << 20 if os.uname().machine == "x86_64" else 32768
 RULES_MAX = 4096
+#: Of so many processes it is known what was decided on them.
+DECISIONS_MAX = min(PID_LIMIT, 1 << 17)
+#: Cgroups times rules that name cgroups; those that were not asked for longest make room, and are learnt again.
+CGROUP_RULES_MAX = 1 << 15
 
 SHAPES = {
     "policy": bpf.MapShape(bpf.MAP_ARRAY, 4, 8, PID_LIMIT // 8, bpf.F_MMAPABLE),
@@ -39,6 +44,12 @@ SHAPES = {
     "use": bpf.MapShape(bpf.MAP_PERCPU_ARRAY, 4, 16, uapi.FUNCTIONS_MAX * uapi.EDITIONS_MAX),
     "must_update": bpf.MapShape(bpf.MAP_ARRAY, 4, 8, uapi.FUNCTIONS_MAX, bpf.F_MMAPABLE),
     "rules": bpf.MapShape(bpf.MAP_HASH, uapi.COMM_MAX, 8, RULES_MAX),
+    "policy_state": bpf.MapShape(bpf.MAP_ARRAY, 4, 8, 2, bpf.F_MMAPABLE),
+    "policy_rules": bpf.MapShape(bpf.MAP_ARRAY, 4, RULE_BYTES, 2 * SLOTS),
+    "decisions": bpf.MapShape(bpf.MAP_HASH, 4, 32, DECISIONS_MAX, bpf.F_NO_PREALLOC),
+    "judgements": bpf.MapShape(bpf.MAP_HASH, 4, 24, DECISIONS_MAX, bpf.F_NO_PREALLOC),
+    "cgroup_rules": bpf.MapShape(bpf.MAP_LRU_HASH, 16, 4, CGROUP_RULES_MAX),
+    "undecided": bpf.MapShape(bpf.MAP_HASH, 4, 4, DECISIONS_MAX, bpf.F_NO_PREALLOC),
 }
 
 #: Those that dynamos.ko holds, in the order of struct dynamos_maps.
@@ -114,6 +125,10 @@ class Maps(Closing):
         """Return the descriptors of policy, editions, use and must_update, for the module."""
         policy, editions, use, wanted = (self._fd[name] for name in _HELD)
         return policy, editions, use, wanted
+
+    def fd(self, name: str) -> int:
+        """Return the descriptor of a map; it stays ours."""
+        return self._fd[name]
 
     # Policy classes
 
@@ -210,13 +225,13 @@ def open_maps(held: tuple[int, int, int, int] = (0, 0, 0, 0), directory: Path = 
     `held` names the ids of the maps that dynamos.ko holds, in the order of `Maps.fds` (0: none yet). Those are what
     running code reads, so a lost pin is restored from them, and a pin of another map is refused.
     """
-    ids = {**dict(zip(_HELD, held, strict=True)), "rules": 0}
+    ids = dict(zip(_HELD, held, strict=True))
     with ExitStack() as undo:
         fds = {}
         try:
             _make_directory(directory)
             for name, shape in SHAPES.items():
-                fds[name] = _open_one(directory / name, shape, ids[name])
+                fds[name] = _open_one(directory / name, shape, ids.get(name, 0))
                 undo.callback(os.close, fds[name])
         except PermissionError as error:
             raise KernelRefused(

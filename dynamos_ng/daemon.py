@@ -24,8 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dynamos_ng import __version__
+from dynamos_ng import __version__, explanation
 from dynamos_ng.control import RUN, SOCKET
+from dynamos_ng.enforcement import Enforcement
 from dynamos_ng.errors import DynamosError, UsageError
 from dynamos_ng.manager import REMOVAL_SECONDS, Manager
 from dynamos_ng.model import Change, FunctionState, Snapshot
@@ -38,10 +39,10 @@ REQUEST_MAX = 1 << 20
 
 
 #: Verbs that only look: they are not worth a line in the log.
-QUIET = frozenset(("ping", "status", "quiescence", "policy_show"))
+QUIET = frozenset(("ping", "status", "quiescence", "policy_show", "policy_explain", "policy_diff"))
 
 
-def verbs(manager: Manager, pending: Pending) -> dict[str, Callable[..., Any]]:
+def verbs(manager: Manager, pending: Pending, enforcement: Enforcement) -> dict[str, Callable[..., Any]]:
     """Return what clients may ask for; arguments are given by name."""
 
     def status() -> Snapshot:
@@ -63,7 +64,11 @@ def verbs(manager: Manager, pending: Pending) -> dict[str, Callable[..., Any]]:
         "phase": manager.phase,
         "status": status,
         "quiescence": manager.quiescence,
-        "policy_show": manager.policy,
+        "policy_show": lambda: explanation.show(manager, enforcement),
+        "policy_apply": enforcement.apply,
+        "policy_clear": enforcement.clear,
+        "policy_explain": lambda pid: explanation.explain(enforcement, pid),
+        "policy_diff": lambda text, file: explanation.diff(enforcement, text, file),
         "policy_process": manager.set_process_class,
         "policy_rule": manager.set_rule,
         "policy_edition": manager.set_edition,
@@ -85,8 +90,8 @@ class _Handler(socketserver.StreamRequestHandler):
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
-    def __init__(self, path: Path, manager: Manager, pending: Pending) -> None:
-        self._verbs = verbs(manager, pending)
+    def __init__(self, path: Path, methods: dict[str, Callable[..., Any]]) -> None:
+        self._verbs = methods
         super().__init__(str(path), _Handler)
 
     def answer(self, line: bytes) -> dict[str, Any]:
@@ -105,7 +110,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             log.exception("%s failed", verb)
             return {"error": f"{verb}: an internal error; see dynamosd's log", "exit": 1}
         if verb not in QUIET:
-            log.info("%s %s", verb, " ".join(f"{key}={value}" for key, value in arguments.items()))
+            words = {key: value for key, value in arguments.items() if key != "text"}
+            log.info("%s %s", verb, " ".join(f"{key}={value}" for key, value in words.items()))
         return {"result": result}
 
     def _carry_out(self, verb: str, arguments: dict[str, Any]) -> Any:
@@ -140,11 +146,12 @@ def serve(path: Path, ready: Callable[[], None]) -> None:
     with (
         _only_one(path.parent),
         contextlib.closing(Manager()) as manager,
+        Enforcement(manager, path.parent) as enforcement,
         Pending(manager, path.parent / "pending.json") as pending,
     ):
         path.unlink(missing_ok=True)
         old = os.umask(0o177)  # the socket is root's alone from its first moment
-        server = _Server(path, manager, pending)
+        server = _Server(path, verbs(manager, pending, enforcement))
         os.umask(old)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         functions = manager.functions()

@@ -1,12 +1,20 @@
-"""Processes of this machine, as /proc and psutil tell of them. The only importer of psutil."""
+"""Processes and accounts of this machine, as /proc and psutil tell of them. The only importer of psutil."""
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 from pathlib import Path
 
 import psutil
 
 from dynamos_ng.errors import UsageError
+from dynamos_ng.policy.language import Accounts
+from dynamos_ng.policy.verdict import Process
+
+#: So much of a process's arguments is looked at.
+ARGV_MAX = 1 << 15
 
 
 def check_process(pid: int) -> None:
@@ -32,3 +40,88 @@ def name_of(pid: int) -> str:
         return str(psutil.Process(pid).name())
     except psutil.Error:
         return ""
+
+
+def pids() -> list[int]:
+    """Return all processes, kernel threads too, also those that have exited and wait to be reaped."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def process(pid: int) -> Process | None:
+    """Return what rules can ask of a process; None if there is none, or all its threads have exited."""
+    folder = Path("/proc", str(pid))
+    try:
+        comm, fields = _stat(pid)
+        if fields[0] in "ZX" and len(os.listdir(folder / "task")) < 2:
+            return None
+        status = dict(
+            line.split(":\t", 1) for line in (folder / "status").read_text(errors="replace").splitlines()
+            if ":\t" in line
+        )  # fmt: skip
+        if status["Tgid"] != str(pid):
+            return None
+        with (folder / "cmdline").open("rb") as file:
+            argv = file.read(ARGV_MAX).rstrip(b"\0").replace(b"\0", b" ")
+        unified = [
+            line.removeprefix("0::")
+            for line in (folder / "cgroup").read_text(errors="replace").splitlines()
+            if line.startswith("0::")
+        ]
+        return Process(
+            pid=pid,
+            comm=comm,
+            exe=_exe(folder),
+            argv=argv.decode(errors="replace"),
+            uid=int(status["Uid"].split()[0]),
+            gid=int(status["Gid"].split()[0]),
+            cgroup=unified[0] if unified else "",
+            session=int(fields[3]),
+            parents=tuple(_parents(int(fields[1]))),
+        )
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _stat(pid: int) -> tuple[str, list[str]]:
+    """Return a process's name, and the fields after it: state, parent, process group, session."""
+    text = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace")
+    start, end = text.index("("), text.rindex(")")
+    return text[start + 1 : end], text[end + 2 :].split()
+
+
+def _exe(folder: Path) -> str:
+    try:
+        return os.fsencode(os.readlink(folder / "exe")).decode(errors="replace").removesuffix(" (deleted)")
+    except FileNotFoundError:  # a kernel thread
+        return ""
+
+
+def _parents(pid: int) -> list[str]:
+    """Return the names of a process and those above it; one that has just gone ends the list."""
+    found: list[str] = []
+    while pid and len(found) < 1000:
+        try:
+            comm, fields = _stat(pid)
+        except (OSError, ValueError):
+            break
+        found.append(comm)
+        pid = int(fields[1])
+    return found
+
+
+def accounts() -> Accounts:
+    """Return who knows this machine's users and groups."""
+
+    def uid(name: str) -> int | None:
+        try:
+            return pwd.getpwnam(name).pw_uid
+        except (KeyError, ValueError):
+            return None
+
+    def gid(name: str) -> int | None:
+        try:
+            return grp.getgrnam(name).gr_gid
+        except (KeyError, ValueError):
+            return None
+
+    return Accounts(uid, gid)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -21,12 +21,13 @@ from dynamos_ng.model import (
     Function,
     FunctionState,
     Phase,
-    Policy,
     Quiescence,
     Switch,
     Update,
 )
 from dynamos_ng.policy import Rule, check_class
+from dynamos_ng.policy.classes import Classes
+from dynamos_ng.policy_values import Policy
 from dynamos_ng.view import View
 
 #: How long a removal waits for quiescence unless told otherwise (the paper's section 4.2).
@@ -43,7 +44,14 @@ class _NotYet(Exception):
 
 
 class Manager(View):
-    """Changes one kernel. Methods may be called from several threads."""
+    """Changes one kernel. Methods may be called from several threads.
+
+    `in_force` is the policy that was applied, `rows_kept` the number of removals that need rows as they are:
+    `enforcement` sets the one and looks at the other, with the lock held.
+    """
+
+    in_force: Classes | None = None
+    rows_kept = 0
 
     def _switch(self, attempt: Callable[[], Switch], update: Update, functions: Iterable[Function]) -> Switch:
         """Make a stop; say whose hook or bytes stood in the way, if that is known."""
@@ -72,7 +80,7 @@ class Manager(View):
         """Take back, in one stop, what an update has in force, with the trampolines of functions, once they may go."""
         deadline = None if wait is None else time.monotonic() + wait
         whole = update.id if update.own is FunctionState.REDIRECTED else 0
-        with ExitStack() as undo:
+        with self._keep_rows(), ExitStack() as undo:
             with self._lock:
                 where = self._device.phase(update.module)
                 if where.phase == 3:
@@ -109,6 +117,17 @@ class Manager(View):
         """Return whether the kernel has taken an update back by itself."""
         found = self.update(update.module).confirmation
         return found is not None and found.state == "reverted"
+
+    @contextmanager
+    def _keep_rows(self) -> Iterator[None]:
+        """See to it that no policy is applied meanwhile, which would write rows."""
+        with self._lock:
+            self.rows_kept += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.rows_kept -= 1
 
     def _put_back(self, update: Update) -> None:
         """Undo `_give_back`; what was to be confirmed still is."""
@@ -157,8 +176,9 @@ class Manager(View):
         """Redirect all functions of an update in one stop.
 
         Processes of the given policy classes get `edition` (each function's newest unless told), others v1;
-        without classes, all get it. Where a program adapts, that is for when it does not decide, and then without
-        edition and classes it is v1. Before the stop nobody sees the change, after it everybody does.
+        without classes, all get it. Without edition and classes, a policy that is in force decides for the functions
+        that it names. Where a program adapts, that is for when it does not decide, and then without edition and
+        classes it is v1. Before the stop nobody sees the change, after it everybody does.
         With `confirm_within` the kernel takes it back by itself after so many seconds unless `confirm` is called.
         """
         if not 0 <= confirm_within <= uapi.CONFIRM_MAX:
@@ -173,6 +193,11 @@ class Manager(View):
                 )
             rows: dict[int, bytes] = {}
             for function in update.functions:
+                if edition is None and classes is None and self.in_force is not None:
+                    by_policy = self.policy_row(self.in_force, function, _row(1, None))
+                    if by_policy is not None:
+                        rows[function.id] = by_policy
+                        continue
                 newest = 1 if function.adaptation and classes is None else function.newest
                 chosen = newest if edition is None else edition
                 _check_edition(function, chosen)
@@ -290,18 +315,41 @@ class Manager(View):
     def set_process_class(self, pid: int, policy_class: int) -> None:
         """Put a running process into a policy class until it execs or exits; its children inherit."""
         check_class(policy_class)
-        host.check_process(pid)
-        self._maps.set_class(pid, policy_class)
-        try:
+        with self._lock:
+            self._no_policy(f"rule with match = {{ pid = {pid} }}")
             host.check_process(pid)
-        except UsageError:  # it exited in between, and its PID must not keep the class
-            self._maps.set_class(pid, 0)
-            raise
+            self._maps.set_class(pid, policy_class)
+            try:
+                host.check_process(pid)
+            except UsageError:  # it exited in between, and its PID must not keep the class
+                self._maps.set_class(pid, 0)
+                raise
 
     def set_rule(self, comm: str, policy_class: int) -> None:
         """From now on, give processes that exec a program of this name the class; 0 takes the rule away."""
         rule = Rule(comm, policy_class)
-        self._maps.set_rule(rule.comm, rule.policy_class)
+        with self._lock:
+            self._no_policy(f'rule with match = {{ comm = "{rule.comm}" }}')
+            self._maps.set_rule(rule.comm, rule.policy_class)
+
+    def _no_policy(self, instead: str) -> None:
+        """Raise UsageError if a policy gives all processes their classes."""
+        if self.in_force is not None:
+            raise UsageError(
+                f"policy set: policy {self.in_force.ruleset.file} is in force and gives every process its class: "
+                f"apply one that has a {instead}, or take it away first: dynamos policy clear"
+            )
+
+    def policy_row(self, classes: Classes, function: Function, row: bytes) -> bytes | None:
+        """Return a function's ROW as a policy wants it; None if the policy does not name the function."""
+        numbers = [edition.number for edition in function.editions]
+        wanted = classes.row(function.name, update_name(function.update), numbers, row)
+        if wanted is not None and self._device.phase(function.update).phased:
+            raise UsageError(
+                f"{classes.ruleset.file}: it names {function.name}, but the phase of update "
+                f"{update_name(function.update)} chooses its edition: leave it out"
+            )
+        return wanted
 
     def set_edition(self, function: str, policy_class: int | None, edition: int) -> None:
         """Choose the edition of a function for one policy class, or for all (None)."""

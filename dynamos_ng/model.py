@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from dynamos_ng.errors import Refusal
+from dynamos_ng.policy_values import Policy
 
 __all__ = [
     "Adaptation",
@@ -359,16 +360,3 @@ class Snapshot:
     updates: tuple[UpdateStatus, ...]
     engine: str
     pending: tuple[PendingUpdate, ...] = ()
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The policy in force: class by PID, class by program name, and editions by function and class.
-
-    `processes` has PID, class and program name, `rules` program name and class; a row has one byte (the edition; 0 is
-    v1) for each class.
-    """
-
-    processes: tuple[tuple[int, int, str], ...]
-    rules: tuple[tuple[str, int], ...]
-    rows: tuple[tuple[str, bytes], ...]

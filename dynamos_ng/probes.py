@@ -29,9 +29,9 @@ SLOTS = 1024
 _FORK, _EXEC, _EXIT = "sched_process_fork", "sched_process_exec", "sched_process_exit"
 #: Program and the pinned maps that it must use, by tracepoint.
 _CLASSIFIERS = {
-    _EXIT: ("on_exit", ("policy",)),
-    _FORK: ("on_fork", ("policy",)),
-    _EXEC: ("on_exec", ("policy", "rules")),
+    _EXIT: ("on_exit", ("policy", "decisions", "judgements", "undecided")),
+    _FORK: ("on_fork", ("policy", "policy_state", "decisions", "judgements", "undecided")),
+    _EXEC: ("on_exec", ("policy", "rules", "policy_state", "policy_rules", "decisions", "undecided", "cgroup_rules")),
 }
 
 
@@ -63,7 +63,8 @@ def ensure_classification(directory: Path = bpfmaps.PIN_DIR) -> bool:
 
 
 def _ensure(directory: Path, links: Path) -> bool:
-    maps = {name: _map_id(directory / name) for name in ("policy", "rules")}
+    names = {name for _, used in _CLASSIFIERS.values() for name in used}
+    maps = {name: _map_id(directory / name) for name in sorted(names)}
     missing = [
         tracepoint
         for tracepoint, (_, used) in _CLASSIFIERS.items()

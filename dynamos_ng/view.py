@@ -56,6 +56,16 @@ class View:
         """Detach what this process measures with. Redirections, policy and classification stay in force."""
         self._undo.close()
 
+    @property
+    def maps(self) -> bpfmaps.Maps:
+        """Return the open maps."""
+        return self._maps
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Return the lock that every change holds; it may be taken again by who has it."""
+        return self._lock
+
     def functions(self) -> tuple[Function, ...]:
         """Return every function that a loaded update has registered."""
         return self._device.functions()

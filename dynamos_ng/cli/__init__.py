@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any
 from dynamos_ng import __version__, control, lab
 from dynamos_ng.build.description import FILE
 from dynamos_ng.build.update import build
-from dynamos_ng.cli import bench, completion, doctor, schema, survey, tables
+from dynamos_ng.cli import bench, completion, doctor, policy, schema, survey, tables
 from dynamos_ng.errors import DynamosError, UsageError
 from dynamos_ng.uapi import CONFIRM_MAX
 
@@ -127,7 +128,7 @@ def _quiescence(options: argparse.Namespace) -> int:
 
 
 def _policy_show(options: argparse.Namespace) -> int:
-    return _show(options, control.call("policy_show"), tables.policy)
+    return _show(options, control.call("policy_show"), policy.show)
 
 
 def _policy_set(options: argparse.Namespace) -> int:
@@ -234,11 +235,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("function")
     one.add_argument("--seconds", type=float, default=1.0, help="how long to sample stacks (1)")
 
-    policy = verbs.add_parser("policy", help="which process gets which edition").add_subparsers(
+    policies = verbs.add_parser("policy", help="which process gets which edition").add_subparsers(
         metavar="WHAT", required=True
     )
-    verb("show", _policy_show, "show classes, rules and editions", policy)
-    one = verb("set", _policy_set, "put a process, a program name or a function into a class", policy)
+    policy.add_verbs(functools.partial(verb, to=policies))
+    verb("show", _policy_show, "show the policy in force, or classes, exec rules and editions", policies)
+    one = verb("set", _policy_set, "by hand: put a process, a program name or a function into a class", policies)
     what = one.add_mutually_exclusive_group(required=True)
     what.add_argument("--pid", type=int, help="a running process: until it execs or exits; children inherit")
     what.add_argument("--comm", help="every program of this name from its next exec on; class 0 ends the rule")

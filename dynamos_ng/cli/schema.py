@@ -8,7 +8,7 @@ import typing
 from enum import Enum
 from typing import Any
 
-from dynamos_ng import model
+from dynamos_ng import model, policy_values
 from dynamos_ng.errors import UsageError
 
 #: What each verb prints; a dict is an object of just these members.
@@ -19,8 +19,13 @@ VERBS: dict[str, Any] = {
     "deactivate": model.Change,
     "load": model.Update | model.PendingUpdate | model.Change,  # the latter two with --when-module
     "phase": model.Phase,
-    "policy set": model.Policy,
-    "policy show": model.Policy,
+    "policy apply": policy_values.Applied,
+    "policy check": policy_values.PolicyCheck,
+    "policy clear": policy_values.Applied,
+    "policy diff": policy_values.PolicyDiff,
+    "policy explain": policy_values.Explanation,
+    "policy set": policy_values.Policy,
+    "policy show": policy_values.Policy,
     "quiescence": model.Quiescence,
     "status": model.Snapshot,
     "unload": tuple[model.Change, ...],

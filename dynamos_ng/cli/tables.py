@@ -18,7 +18,7 @@ WORDS = {
 }  # fmt: skip
 COLOURS = {"loaded": "", "enabling": "yellow", "redirected": "green", "draining": "yellow"}
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)  # names are anybody's, and may hold brackets
 
 
 def plain_table(*columns: str, title: str = "") -> Table:
@@ -255,9 +255,14 @@ def policy(value: dict[str, Any]) -> None:
         table.add_row(f"exec of {comm}", str(policy_class))
     table.add_row("every other process", "0")
     console.print(table)
-    if value["rows"]:
+    editions(value["rows"])
+
+
+def editions(rows: Sequence[Sequence[str]]) -> None:
+    """Show the edition of each class, by function."""
+    if rows:
         table = plain_table("function", "edition", "classes", title="editions")
-        for name, row in value["rows"]:
+        for name, row in rows:
             chosen = sorted(_classes_by_edition(bytes.fromhex(row)).items())
             for index, (edition, classes) in enumerate(chosen):
                 table.add_row("" if index else name, f"v{edition}", classes)

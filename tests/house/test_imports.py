@@ -13,17 +13,20 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dynamos_ng"
 #: A module may import from its own layer and those before it.
 LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("values", frozenset({"closing", "errors", "model", "wire", "uapi"})),
+    ("values", frozenset({"closing", "errors", "model", "policy_values", "wire", "uapi"})),
     ("pure logic", frozenset({"arch", "rewrite", "policy", "elf"})),
     (
         "kernel access",
         frozenset(
-            {"adaptation", "bpf", "bpfmaps", "build", "code_tables", "device", "engine", "host", "image", "kallsyms",
-             "kprobes", "memory", "module_image", "modules", "neighbours", "probes", "stacks", "survey", "uevents",
-             "vmlinuz"}
+            {"adaptation", "bpf", "bpfmaps", "build", "cgroups", "code_tables", "device", "engine", "host", "image",
+             "kallsyms", "kprobes", "memory", "module_image", "modules", "neighbours", "policymaps", "probes", "stacks",
+             "survey", "uevents", "vmlinuz"}
         ),
     ),
-    ("manager", frozenset({"holders", "manager", "pending", "quiescence", "journal", "view"})),
+    (
+        "manager",
+        frozenset({"enforcement", "explanation", "holders", "manager", "pending", "quiescence", "journal", "view"}),
+    ),
     ("daemon", frozenset({"daemon", "control"})),
     ("command line", frozenset({"cli", "dashboard", "demo", "doctor", "facts", "lab", "setup", "__main__"})),
 )  # fmt: skip

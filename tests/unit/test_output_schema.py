@@ -22,13 +22,22 @@ from dynamos_ng.model import (
     Holder,
     PendingUpdate,
     Phase,
-    Policy,
     Quiescence,
     Snapshot,
     StackWalk,
     Update,
     UpdateStatus,
     Variable,
+)
+from dynamos_ng.policy_values import (
+    Applied,
+    CheckedRule,
+    Explanation,
+    Policy,
+    PolicyCheck,
+    PolicyDiff,
+    PolicyStatus,
+    RuleStatus,
 )
 from dynamos_ng.wire import plain
 
@@ -46,9 +55,17 @@ SNAPSHOT = Snapshot(
     pending=(PendingUpdate("p", "/p", ("ext4",), 2, (1,)),),
 )  # fmt: skip
 UPDATE = Update("u", "dynamos_u", (FUNCTION,), (("f", "no site"),), 1, FunctionState.LOADED, (VARIABLE,), 1)
+IN_FORCE = PolicyStatus(
+    "p.toml", "", "now", 1, (RuleStatus("r", "kernel", ("comm less",), "", False, 2, (("f", "v2"),), 1),), 0, ("f",)
+)
 PRINTED = {
     "activate": CHANGE, "deactivate": CHANGE, "unload": (CHANGE,), "load": UPDATE,
-    "phase": PHASE, "policy show": Policy(((1, 2, "init"),), (("less", 1),), (("f", bytes(256)),)),
+    "phase": PHASE, "policy show": Policy(((1, 2, "init"),), (("less", 1),), (("f", bytes(256)),), IN_FORCE),
+    "policy set": Policy(((1, 2, "init"),), (("less", 1),), (("f", bytes(256)),)),
+    "policy apply": Applied("p.toml", 1, 2, 3),
+    "policy check": PolicyCheck("p.toml", (CheckedRule("r", "kernel", 1),), 2),
+    "policy diff": PolicyDiff("q.toml", "p.toml", (("r", "new"),), ((1, "init", "default", "r"),)),
+    "policy explain": Explanation(1, "a", 2, "r", "how", "since", "p.toml", (("f", "v2"),), (("q", "w"),), "", False),
     "quiescence": QUIESCENCE, "status": SNAPSHOT,
 }  # fmt: skip
 TYPES: dict[str, Any] = {
@@ -93,7 +110,9 @@ def test_what_is_printed_fits(verb: str) -> None:
 @pytest.mark.parametrize("verb", schema.VERBS)
 def test_every_verb_that_prints_json_has_a_schema(verb: str) -> None:
     assert schema.schema(verb)["$defs"] or verb in ("build", "confirm")
-    needed = {"policy set": ["--pid", "1"], "policy show": [], "status": []}.get(verb, ["x"])
+    needed = {
+        "policy clear": [], "policy explain": ["1"], "policy set": ["--pid", "1"], "policy show": [], "status": [],
+    }.get(verb, ["x"])  # fmt: skip
     assert parser().parse_args([*verb.split(" "), *needed, "--json"]).json
 
 
