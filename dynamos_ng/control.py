@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dynamos_ng.errors import DaemonUnreachable, DynamosError
+from dynamos_ng.errors import DaemonUnreachable, DynamosError, NotAllowed
 
 RUN = Path("/run/dynamos")
 SOCKET = Path(os.environ.get("DYNAMOS_SOCKET", RUN / "control.sock"))
@@ -22,19 +24,39 @@ class Remote(DynamosError):
         self.exit_code = exit_code
 
 
+def _who_may(path: Path) -> str:
+    """Say whom the socket's mode lets connect."""
+    try:
+        status = path.stat()
+        if status.st_mode & 0o020:
+            return f"only root and members of the group {grp.getgrgid(status.st_gid).gr_name} may use it"
+    except (OSError, KeyError):
+        pass
+    return "only root may use it"
+
+
 def call(verb: str, /, *, socket_path: Path = SOCKET, **arguments: Any) -> Any:
     """Ask the daemon to carry out a verb; return its result as plain JSON values."""
+    return ask(verb, arguments, socket_path)
+
+
+def ask(verb: str, arguments: dict[str, Any], socket_path: Path = SOCKET, timeout: float | None = None) -> Any:
+    """Do the same as `call`, and wait no longer than TIMEOUT seconds for each step."""
     request = json.dumps({"verb": verb, "arguments": arguments}).encode() + b"\n"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout)
             sock.connect(str(socket_path))
-            sock.sendall(request)
+            with suppress(BrokenPipeError):  # who is sent away at once is told why
+                sock.sendall(request)
             with sock.makefile("rb") as stream:
                 line = stream.readline()
     except (FileNotFoundError, ConnectionRefusedError):
         raise DaemonUnreachable(f"no daemon answers on {socket_path}: start dynamosd") from None
+    except TimeoutError:
+        raise DaemonUnreachable(f"the daemon on {socket_path} does not answer within {timeout:g} s") from None
     except PermissionError:
-        raise DaemonUnreachable(f"{socket_path}: permission denied: run as root") from None
+        raise NotAllowed(f"{socket_path}: permission denied: {_who_may(socket_path)}") from None
     except OSError as error:
         raise DaemonUnreachable(f"{socket_path}: {error.strerror}") from None
     if not line:

@@ -14,6 +14,7 @@ import inspect
 import json
 import logging
 import os
+import queue
 import signal
 import socket
 import socketserver
@@ -24,29 +25,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dynamos_ng import __version__, explanation
+from dynamos_ng import __version__, explanation, metrics, service
+from dynamos_ng.boot import STATE, UPDATES, Boot
 from dynamos_ng.control import RUN, SOCKET
 from dynamos_ng.enforcement import Enforcement
-from dynamos_ng.errors import DynamosError, UsageError
+from dynamos_ng.errors import DynamosError, NotAllowed, UsageError
 from dynamos_ng.manager import REMOVAL_SECONDS, Manager
+from dynamos_ng.metrics import Exporter, Tally
 from dynamos_ng.model import Change, FunctionState, Snapshot
 from dynamos_ng.pending import Pending
+from dynamos_ng.roles import Caller, Role, Roles, caller, looks
 from dynamos_ng.wire import plain
 
 log = logging.getLogger("dynamosd")
 
 REQUEST_MAX = 1 << 20
+#: How many connections each role may hold at once: no viewer can keep an admin out.
+CONNECTIONS = 32
 
 
-#: Verbs that only look: they are not worth a line in the log.
-QUIET = frozenset(("ping", "status", "quiescence", "policy_show", "policy_explain", "policy_diff"))
+def snapshot(manager: Manager, pending: Pending, boot: Boot) -> Snapshot:
+    """Return what is to be seen now."""
+    return replace(manager.status(), pending=pending.waiting(), enabled=boot.enabled())
 
 
-def verbs(manager: Manager, pending: Pending, enforcement: Enforcement) -> dict[str, Callable[..., Any]]:
+def verbs(manager: Manager, pending: Pending, boot: Boot, enforcement: Enforcement) -> dict[str, Callable[..., Any]]:
     """Return what clients may ask for; arguments are given by name."""
-
-    def status() -> Snapshot:
-        return replace(manager.status(), pending=pending.waiting())
 
     def unload(name: str, wait: float | None = REMOVAL_SECONDS, nudge: bool = False) -> Change:
         if pending.forget(name):
@@ -58,11 +62,13 @@ def verbs(manager: Manager, pending: Pending, enforcement: Enforcement) -> dict[
         "load": manager.load,
         "load_when_module": pending.add,
         "unload": unload,
+        "enable": boot.enable,
+        "disable": boot.disable,
         "activate": manager.activate,
         "confirm": manager.confirm,
         "deactivate": manager.deactivate,
         "phase": manager.phase,
-        "status": status,
+        "status": lambda: snapshot(manager, pending, boot),
         "quiescence": manager.quiescence,
         "policy_show": lambda: explanation.show(manager, enforcement),
         "policy_apply": enforcement.apply,
@@ -79,40 +85,77 @@ class _Handler(socketserver.StreamRequestHandler):
     server: _Server
 
     def handle(self) -> None:
-        while line := self.rfile.readline(REQUEST_MAX):
-            answer = self.server.answer(line)
-            try:
+        who = caller(self.connection)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what a client asked for is done all the same
+            while line := self.rfile.readline(REQUEST_MAX):
+                answer = self.server.answer(line, who)
                 self.wfile.write(json.dumps(answer).encode() + b"\n")
-            except BrokenPipeError:  # the client left; what it asked for is done all the same
-                return
+                if not line.endswith(b"\n"):  # what follows would be taken for another request
+                    return
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
-    def __init__(self, path: Path, methods: dict[str, Callable[..., Any]]) -> None:
+    def __init__(self, path: Path, methods: dict[str, Callable[..., Any]], roles: Roles, tally: Tally) -> None:
         self._verbs = methods
+        self._tally = tally
+        self._roles = roles
+        self._free = {role: threading.BoundedSemaphore(CONNECTIONS) for role in (Role.VIEWER, Role.ADMIN)}
+        self._held: dict[socket.socket, Role] = {}
         super().__init__(str(path), _Handler)
 
-    def answer(self, line: bytes) -> dict[str, Any]:
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
+        """Send strangers away before they cost a thread, and whoever would be one too many."""
+        who = caller(request)
+        role = self._roles.role(who)
+        try:
+            self._roles.need(Role.VIEWER, who, "dynamosd")
+            if not self._free[role].acquire(blocking=False):
+                raise DynamosError(f"dynamosd has {CONNECTIONS} connections of your role already: try again later")
+        except DynamosError as error:
+            with contextlib.suppress(OSError):
+                request.setblocking(False)
+                request.send(json.dumps({"error": str(error), "exit": error.exit_code}).encode() + b"\n")
+            return False
+        self._held[request] = role
+        return True
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection, and let another one have its place."""
+        super().shutdown_request(request)
+        if role := self._held.pop(request, None):
+            self._free[role].release()
+
+    def answer(self, line: bytes, who: Caller) -> dict[str, Any]:
         """Return the answer to one request line; no request can end the daemon."""
         try:
             request = json.loads(line)
             verb, arguments = str(request["verb"]), dict(request.get("arguments", {}))
         except (ValueError, KeyError, TypeError, AttributeError):
+            self._tally.add("malformed", "refused")
             return {"error": "malformed request", "exit": UsageError.exit_code}
+        outcome, answer = self._answer(verb, arguments, who)
+        self._tally.add(verb if verb in self._verbs else "unknown", outcome, answer.get("result"))
+        return answer
+
+    def _answer(self, verb: str, arguments: dict[str, Any], who: Caller) -> tuple[str, dict[str, Any]]:
         try:
+            self._roles.check(who, verb, arguments)
             result = plain(self._carry_out(verb, arguments))
+        except NotAllowed as error:
+            log.warning("%s", error)
+            return "forbidden", {"error": str(error), "exit": error.exit_code}
         except DynamosError as error:
             log.info("%s refused: %s", verb, str(error).splitlines()[0])
-            return {"error": str(error), "exit": error.exit_code}
+            return "refused", {"error": str(error), "exit": error.exit_code}
         except Exception:
             log.exception("%s failed", verb)
-            return {"error": f"{verb}: an internal error; see dynamosd's log", "exit": 1}
-        if verb not in QUIET:
+            return "failed", {"error": f"{verb}: an internal error; see dynamosd's log", "exit": 1}
+        if not looks(verb, arguments):
             words = {key: value for key, value in arguments.items() if key != "text"}
-            log.info("%s %s", verb, " ".join(f"{key}={value}" for key, value in words.items()))
-        return {"result": result}
+            log.info("%s %s, by %s", verb, " ".join(f"{key}={value}" for key, value in words.items()), who.name)
+        return "done", {"result": result}
 
     def _carry_out(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Call a verb; UsageError when there is none such or its arguments do not fit."""
@@ -138,50 +181,81 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def serve(path: Path, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT; redirections and policy stay in force afterwards."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+def serve(options: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT; redirections and policy stay in force afterwards.
+
+    SIGHUP has the groups looked up again.
+    """
+    path: Path = options.socket
+    roles = Roles(options.admin_group, options.view_group)
+    tally = Tally()
+    if options.metrics:  # what is wrong is said before the probes are compiled
+        metrics.address(options.metrics)
+        metrics.library()
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _: signals.put(number))
     with (
         _only_one(path.parent),
         contextlib.closing(Manager()) as manager,
         Enforcement(manager, path.parent) as enforcement,
         Pending(manager, path.parent / "pending.json") as pending,
+        Boot(manager, pending, options.updates, options.state) as boot,
+        contextlib.ExitStack() as also,
     ):
+        if options.metrics:
+            also.enter_context(Exporter(options.metrics, lambda: snapshot(manager, pending, boot), tally))
         path.unlink(missing_ok=True)
         old = os.umask(0o177)  # the socket is root's alone from its first moment
-        server = _Server(path, verbs(manager, pending, enforcement))
+        server = _Server(path, verbs(manager, pending, boot, enforcement), roles, tally)
         os.umask(old)
+        roles.give(path)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         functions = manager.functions()
         log.info("ready on %s; %d functions are loaded", path, len(functions))
-        ready()
-        stop.wait()
+        with service.Watchdog(path):
+            service.notify(READY=1, STATUS=f"{len(functions)} functions are loaded")
+            while signals.get() == signal.SIGHUP:
+                service.reloading()
+                _reload(roles, path)
+                service.notify(READY=1)
+            service.notify(STOPPING=1)
         server.shutdown()
         path.unlink(missing_ok=True)
 
 
-def _notify() -> None:
-    """Tell a service manager that asked for it that the daemon is ready (sd_notify's protocol)."""
-    if address := os.environ.get("NOTIFY_SOCKET"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+def _reload(roles: Roles, path: Path) -> None:
+    try:
+        roles.reload()
+        roles.give(path)
+        log.info("reloaded: the groups are looked up again")
+    except DynamosError as error:
+        log.error("reload: %s; the groups stay as they were", error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon in the foreground."""
     parser = argparse.ArgumentParser("dynamosd", description=__doc__.splitlines()[0])
     parser.add_argument("--socket", type=Path, default=SOCKET, help=f"control socket (default {SOCKET})")
+    parser.add_argument("--admin-group", default="", metavar="GROUP",
+                        help="members may change all that root may, and so are root in effect (default: nobody)")
+    parser.add_argument("--view-group", default="", metavar="GROUP",
+                        help="members may look, and see addresses of the kernel (default: nobody)")  # fmt: skip
+    parser.add_argument("--updates", type=Path, default=UPDATES, metavar="DIR",
+                        help=f"the updates that 'dynamos enable' named (default {UPDATES})")
+    parser.add_argument("--state", type=Path, default=STATE, metavar="DIR",
+                        help=f"where it is noted which of them were activated lately (default {STATE})")  # fmt: skip
+    parser.add_argument("--metrics", default="", metavar="[HOST:]PORT",
+                        help="answer there with OpenMetrics, on the loopback unless HOST is given (default: nowhere)")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    service.log_to_stderr()
     if os.geteuid():
         print("dynamosd: root is needed", file=sys.stderr)
         return 1
     RUN.mkdir(mode=0o755, exist_ok=True)
     try:
-        serve(options.socket, _notify)
+        serve(options)
     except DynamosError as error:
         print(f"dynamosd: {error}", file=sys.stderr)
         return error.exit_code

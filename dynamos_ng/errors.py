@@ -74,6 +74,12 @@ class DaemonUnreachable(DynamosError):
     exit_code = 3
 
 
+class NotAllowed(DynamosError):
+    """The caller has no role that may do this; the message says who may."""
+
+    exit_code = 4
+
+
 class LabError(DynamosError):
     """The lab could not be built or started."""
 

@@ -13,8 +13,10 @@ __all__ = [
     "Area",
     "CallCounts",
     "Change",
+    "Confirmation",
     "Edition",
     "EditionUse",
+    "EnabledUpdate",
     "Function",
     "FunctionState",
     "FunctionStatus",
@@ -354,9 +356,21 @@ class PendingUpdate:
 
 
 @dataclass(frozen=True)
+class EnabledUpdate:
+    """An update that takes effect whenever the daemon starts; `trouble` says why it did not this time."""
+
+    name: str
+    folder: str
+    edition: int | None = None
+    classes: tuple[int, ...] | None = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Everything that is to be seen at one moment; `engine` is what runs the probes, "bcc" or "libbpf"."""
 
     updates: tuple[UpdateStatus, ...]
     engine: str
     pending: tuple[PendingUpdate, ...] = ()
+    enabled: tuple[EnabledUpdate, ...] = ()

@@ -69,7 +69,7 @@ class Pending(Closing):
             if not _all_loaded(update):
                 return update
             try:
-                return self._take_effect(update)
+                return take_effect(self._manager, Path(update.folder), edition, given)
             finally:
                 self._drop(update.name)
 
@@ -119,7 +119,7 @@ class Pending(Closing):
                 if self._waiting.get(update.name) != update or not _all_loaded(update):
                     continue
                 try:
-                    self._take_effect(update)
+                    take_effect(self._manager, Path(update.folder), update.edition, update.classes)
                     self._drop(update.name)
                     log.info("%s: %s is loaded: activated", update.name, ", ".join(update.modules))
                 except DynamosError as error:
@@ -129,15 +129,16 @@ class Pending(Closing):
                     log.exception("%s: an internal error", update.name)
                     self._set(replace(update, failure="an internal error; see dynamosd's log"))
 
-    def _take_effect(self, update: PendingUpdate) -> Change:
-        with tempfile.TemporaryDirectory(prefix="dynamos-pending-") as folder:
-            path = build(Path(update.folder), Path(folder))
-            loaded = self._manager.load(str(path))
-        try:
-            return self._manager.activate(loaded.name, edition=update.edition, classes=update.classes)
-        except DynamosError:
-            self._manager.unload(loaded.name)
-            raise
+
+def take_effect(manager: Manager, folder: Path, edition: int | None, classes: Sequence[int] | None) -> Change:
+    """Build, load and activate the update in FOLDER; nothing of it is left if one of these fails."""
+    with tempfile.TemporaryDirectory(prefix="dynamos-pending-") as place:
+        loaded = manager.load(str(build(folder, Path(place))))
+    try:
+        return manager.activate(loaded.name, edition=edition, classes=classes)
+    except DynamosError:
+        manager.unload(loaded.name)
+        raise
 
 
 def _all_loaded(update: PendingUpdate) -> bool:

@@ -25,6 +25,7 @@ exit status:
   1    refused or failed; nothing was changed
   2    wrong usage
   3    no daemon answers
+  4    not allowed; the message says who may
   124  lab: the command did not end in time
   125  lab: the guest died
   130  interrupted
@@ -105,6 +106,20 @@ def _confirm(options: argparse.Namespace) -> int:
     control.call("confirm", name=options.update)
     result = {"confirmed": options.update}
     return _show(options, result, lambda _: print(f"confirmed {options.update}: it stays"))
+
+
+def _enable(options: argparse.Namespace) -> int:
+    result = control.call(
+        "enable", folder=str(options.folder.resolve()), edition=options.edition, classes=options.policy_class
+    )
+    said = "takes effect whenever dynamosd starts; for now it is as it was: dynamos load, dynamos activate"
+    return _show(options, result, lambda value: print(f"{value['name']}: [enabled at boot], {said}"))
+
+
+def _disable(options: argparse.Namespace) -> int:
+    result = control.call("disable", name=options.update)
+    said = "no longer takes effect when dynamosd starts; for now it is as it was: dynamos unload"
+    return _show(options, result, lambda value: print(f"{value['name']}: {said}"))
 
 
 def _deactivate(options: argparse.Namespace) -> int:
@@ -222,6 +237,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("update")
     _waiting(one)
 
+    one = verb("enable", _enable, "build, load and activate an update whenever dynamosd starts")
+    one.add_argument("folder", type=Path, help="an update's folder, which root alone can write to")
+    _add_choice(one)
+
+    one = verb("disable", _disable, "let an update take effect at boot no more")
+    one.add_argument("update")
+
     one = verb("phase", _phase, "where a synchronised update or a consistent group stands")
     one.add_argument("update")
     move = one.add_mutually_exclusive_group()
@@ -280,6 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DynamosError as error:
         print(f"dynamos: {error}", file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:
+        print(f"dynamos: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -17,6 +17,8 @@ VERBS: dict[str, Any] = {
     "build": {"module": str},
     "confirm": {"confirmed": str},
     "deactivate": model.Change,
+    "disable": model.EnabledUpdate,
+    "enable": model.EnabledUpdate,
     "load": model.Update | model.PendingUpdate | model.Change,  # the latter two with --when-module
     "phase": model.Phase,
     "policy apply": policy_values.Applied,

@@ -73,6 +73,9 @@ def status(snapshot: dict[str, Any]) -> None:
     console.print(f"probes: {snapshot['engine']}")
     for update in snapshot["pending"]:
         waiting(update)
+    for update in snapshot["enabled"]:
+        told = f"not active: {update['trouble']}" if update["trouble"] else update["folder"]
+        console.print(f"{update['name']}: [enabled at boot], {told}", markup=False)
     if not snapshot["updates"]:
         console.print("no update is loaded")
         return

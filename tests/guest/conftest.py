@@ -43,8 +43,8 @@ class Daemon:
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", "dynamos_ng.daemon"])
+    def start(self, *options: str) -> None:
+        self.process = subprocess.Popen([sys.executable, "-m", "dynamos_ng.daemon", *options])
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:

@@ -215,8 +215,8 @@ def test_an_unprivileged_caller_gets_nowhere() -> None:
         [sys.executable, "-m", "dynamos_ng", "status"],
         capture_output=True, text=True, check=False, user=65534, timeout=100,
     )  # fmt: skip
-    assert nobody.returncode == 3
-    assert "permission denied" in nobody.stderr
+    assert nobody.returncode == 4
+    assert "permission denied: only root may use it" in nobody.stderr
 
 
 @pytest.mark.parametrize(

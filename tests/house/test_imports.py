@@ -25,13 +25,17 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     (
         "manager",
-        frozenset({"enforcement", "explanation", "holders", "manager", "pending", "quiescence", "journal", "view"}),
+        frozenset(
+            {"boot", "enforcement", "explanation", "holders", "manager", "pending", "quiescence", "journal", "view"}
+        ),
     ),
-    ("daemon", frozenset({"daemon", "control"})),
+    ("daemon", frozenset({"daemon", "control", "metrics", "roles", "service"})),
     ("command line", frozenset({"cli", "dashboard", "demo", "doctor", "facts", "lab", "setup", "__main__"})),
 )  # fmt: skip
 RANK = {module: rank for rank, (_, modules) in enumerate(LAYERS) for module in modules}
-ONLY_IMPORTER = {"bcc": {"engine"}, "psutil": {"host"}, "capstone": {"arch", "rewrite"}}
+ONLY_IMPORTER = {
+    "bcc": {"engine"}, "psutil": {"host"}, "capstone": {"arch", "rewrite"}, "prometheus_client": {"metrics"},
+}  # fmt: skip
 
 
 def parts() -> dict[str, list[Path]]:

@@ -16,6 +16,7 @@ from dynamos_ng.model import (
     Confirmation,
     Edition,
     EditionUse,
+    EnabledUpdate,
     Function,
     FunctionState,
     FunctionStatus,
@@ -52,7 +53,7 @@ CHANGE = Change("activate", "u", FunctionState.DRAINING, (QUIESCENCE,), (), 5, (
 STATUS = FunctionStatus(FUNCTION, (EditionUse(1, 2, 1),), bytes(256), None, ("note",))
 SNAPSHOT = Snapshot(
     (UpdateStatus("u", FunctionState.REDIRECTED, PHASE, (STATUS,), (VARIABLE,), 1, Confirmation("waiting", 3)),), "bcc",
-    pending=(PendingUpdate("p", "/p", ("ext4",), 2, (1,)),),
+    pending=(PendingUpdate("p", "/p", ("ext4",), 2, (1,)),), enabled=(EnabledUpdate("e", "/e"),),
 )  # fmt: skip
 UPDATE = Update("u", "dynamos_u", (FUNCTION,), (("f", "no site"),), 1, FunctionState.LOADED, (VARIABLE,), 1)
 IN_FORCE = PolicyStatus(
@@ -66,7 +67,7 @@ PRINTED = {
     "policy check": PolicyCheck("p.toml", (CheckedRule("r", "kernel", 1),), 2),
     "policy diff": PolicyDiff("q.toml", "p.toml", (("r", "new"),), ((1, "init", "default", "r"),)),
     "policy explain": Explanation(1, "a", 2, "r", "how", "since", "p.toml", (("f", "v2"),), (("q", "w"),), "", False),
-    "quiescence": QUIESCENCE, "status": SNAPSHOT,
+    "quiescence": QUIESCENCE, "status": SNAPSHOT, "enable": EnabledUpdate("e", "/e", 2, (1, 2), "held back"),
 }  # fmt: skip
 TYPES: dict[str, Any] = {
     "object": dict, "array": list, "string": str, "boolean": bool, "number": (int, float), "null": type(None),
