@@ -2,8 +2,8 @@
 
 All ways to call are timed in turn, round after round, in one program on one CPU, so what slows the machine down meets
 all of them; each figure is a median of differences within a round. Where code lies changes its time too, so the
-program is built several times, laid out differently: a figure is the median over the layouts, `low` and `high` are the
-extremes.
+program is built several times, laid out differently, and each is run several times: a figure is the median over all
+these runs, `low` and `high` are the extremes.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ MOST_OVER_DIRECT, MOST_OF_FTRACE, PAPER = 0.5, 1 / 20, 20.0
 EDITIONS = (1, 2, 4, 8, 16)
 POOLS = (1, 64, 4096, 32768, 4 << 20)
 #: Above these the machine is too noisy: two copies of one function apart (ns), the quartiles of one loop's times and
-#: the halves of a run apart (parts of the median).
-MOST_APART, MOST_SPREAD, MOST_DRIFT = 0.05, 0.05, 0.03
+#: the halves of a run apart (parts of the median), and the share of runs that were disturbed.
+MOST_APART, MOST_SPREAD, MOST_DRIFT, MOST_DISTURBED = 0.05, 0.05, 0.03, 0.25
+#: What others on the processor's core slow down first, as it waits for memory; a run is disturbed if it takes so much
+#: longer than in the best run of the same program.
+WITNESS, MOST_OVER_BEST = Loop("registers"), 0.1
 PEER_WORDS = {
     "registers": "a handler that saves the register file and returns to another place (ftrace_regs_caller)",
     "arguments": "the same, saving only what C functions may change (ftrace_caller)",
@@ -46,12 +49,13 @@ class Size:
     """How much to measure."""
 
     layouts: int
+    passes: int
     rounds: int
     batch: int
     tries: int
 
 
-FULL, QUICK = Size(9, 600, 500, 6), Size(2, 40, 100, 1)
+FULL, QUICK = Size(9, 3, 300, 500, 4), Size(2, 1, 40, 100, 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,18 +118,21 @@ def measure(arch: Arch, size: Size, cpu: int) -> Report:
             work = Path(folder) / str(seed)
             work.mkdir()
             programs.append(Program(arch, wanted, loops(arch, wanted), work, seed))
-        best: tuple[Noise, list[Run]] | None = None
+        best: tuple[Noise, list[list[Run]]] | None = None
         tries = 0
         while tries < size.tries and (best is None or not best[0].quiet):
-            runs = [program.run(cpu, size.rounds, size.batch, size.batch // 10) for program in programs]
+            passes = [
+                [program.run(cpu, size.rounds, size.batch, size.batch // 10) for program in programs]
+                for _ in range(size.passes)
+            ]
             tries += 1
-            now = noise(runs)
+            now = noise(passes)
             if best is None or _loudness(now) < _loudness(best[0]):
-                best = now, runs
+                best = now, passes
     assert best is not None
-    found, runs = best
+    found, runs = best[0], [run for one in best[1] for run in one]
     details = {
-        "cpu": cpu, "tries": tries, "layouts": size.layouts, "rounds": size.rounds,
+        "cpu": cpu, "tries": tries, "layouts": size.layouts, "passes": size.passes, "rounds": size.rounds,
         "calls_per_round": runs[0].calls_per_batch, "nanoseconds_per_tick": runs[0].nanoseconds_per_tick,
         "calls": sum(sum(run.calls.values()) for run in runs),
     }  # fmt: skip
@@ -133,9 +140,14 @@ def measure(arch: Arch, size: Size, cpu: int) -> Report:
                   details=details)  # fmt: skip
 
 
-def noise(runs: Sequence[Run]) -> Noise:
-    """Judge a try by what does not depend on what is to be found out."""
+def noise(passes: Sequence[Sequence[Run]]) -> Noise:
+    """Judge a try, all layouts in each of some PASSES, by what does not depend on what is to be found out."""
+    runs = [run for one in passes for run in one]
     apart, spreads, drifts = [], [], []
+    disturbed = 0
+    for layout in zip(*passes, strict=True):
+        times = [median(run.ticks[WITNESS]) * run.nanoseconds_per_tick for run in layout]
+        disturbed += sum(time > (1 + MOST_OVER_BEST) * min(times) for time in times)
     for run in runs:
         direct, again = run.ticks[Loop("direct")], run.ticks[Loop("again")]
         scale = run.nanoseconds_per_tick / run.calls_per_batch
@@ -144,6 +156,7 @@ def noise(runs: Sequence[Run]) -> Noise:
         drifts.append(samples.drift(direct))
     measured = {
         "same_code_apart_ns": median(apart), "quartiles_apart": median(spreads), "halves_apart": median(drifts),
+        "disturbed": disturbed / len(runs),
         "worst_same_code_apart_ns": max(apart), "worst_quartiles_apart": max(spreads),
         "switches_per_second": sum(run.switches for run in runs) / sum(run.seconds for run in runs),
     }  # fmt: skip
@@ -151,6 +164,7 @@ def noise(runs: Sequence[Run]) -> Noise:
         "same_code_apart_ns": (MOST_APART, "two copies of one function differ by {:.3f} ns"),
         "quartiles_apart": (MOST_SPREAD, "the quartiles of one loop's times are {:.1%} apart"),
         "halves_apart": (MOST_DRIFT, "the second half of a run differs from the first by {:.1%}"),
+        "disturbed": (MOST_DISTURBED, "{:.0%} of the runs took longer than others of the same program"),
     }
     reasons = [text.format(measured[name]) for name, (most, text) in limits.items() if measured[name] > most]
     return Noise(tuple(reasons), measured)
@@ -159,7 +173,7 @@ def noise(runs: Sequence[Run]) -> Noise:
 def _loudness(noise: Noise) -> float:
     measured = noise.measured
     return max(measured["same_code_apart_ns"] / MOST_APART, measured["quartiles_apart"] / MOST_SPREAD,
-               measured["halves_apart"] / MOST_DRIFT)  # fmt: skip
+               measured["halves_apart"] / MOST_DRIFT, measured["disturbed"] / MOST_DISTURBED)  # fmt: skip
 
 
 def _over(run: Run, loop: Loop, base: Loop) -> tuple[float, float]:
@@ -184,7 +198,7 @@ def _ratio(name: str, text: str, runs: Sequence[Run], loop: Loop, other: Loop, b
 
 
 def figures(runs: Sequence[Run]) -> list[Figure]:
-    """Return all figures of some runs, one for each layout."""
+    """Return all figures of some runs, in one layout or another."""
     found = []
     for chain, dependent in (("independent", False), ("dependent", True)):
         direct = Loop("direct", dependent)

@@ -162,22 +162,34 @@ def test_a_png_is_drawn_or_the_missing_package_named(tmp_path: Path) -> None:
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def run(direct: list[int], again: list[int]) -> Run:
-    return Run(1000, {Loop("direct"): direct, Loop("again"): again}, {}, {}, {}, 0.5, 3, 1.0)
+def run(direct: list[int], again: list[int], witness: int = 9000) -> Run:
+    ticks = {Loop("direct"): direct, Loop("again"): again, native.WITNESS: [witness] * 20}
+    return Run(1000, ticks, {}, {}, {}, 0.5, 3, 1.0)
 
 
 def test_a_quiet_machine_is_told_from_a_noisy_one() -> None:
     steady = [1000, 1001, 1000, 1002] * 5
-    assert native.noise([run(steady, steady)]).quiet
+    assert native.noise([[run(steady, steady)]]).quiet
     loud = {
         "two copies": run(steady, [ticks + 200 for ticks in steady]),
         "quartiles": run([1000, 1200] * 10, [1000, 1200] * 10),
         "second half": run([1000] * 10 + [1100] * 10, [1000] * 10 + [1100] * 10),
     }
     for word, one in loud.items():
-        assert any(word in reason for reason in native.noise([one]).reasons), word
+        assert any(word in reason for reason in native.noise([[one]]).reasons), word
         # One bad layout among three good ones is none of the machine's.
-        assert native.noise([run(steady, steady)] * 3 + [one]).quiet
+        assert native.noise([[run(steady, steady)] * 3 + [one]]).quiet
+
+
+def test_runs_that_others_disturb_are_seen_though_a_direct_call_is_not_slower() -> None:
+    steady = [1000, 1001, 1000, 1002] * 5
+    fine, slow = run(steady, steady), run(steady, steady, 12000)
+    # A layout that is always slower is itself so.
+    assert native.noise([[fine, slow], [fine, slow], [fine, slow]]).quiet
+    found = native.noise([[fine, fine], [fine, slow], [fine, fine]])
+    assert found.quiet
+    assert found.measured["disturbed"] == pytest.approx(1 / 6)
+    assert "33% of the runs" in native.noise([[fine, fine], [fine, slow], [slow, fine]]).reasons[0]
 
 
 def test_the_kept_results_are_whole_and_quiet() -> None:
