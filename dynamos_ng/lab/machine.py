@@ -26,10 +26,12 @@ from dynamos_ng.lab.kbuild import Service
 CHECKOUT = Path(__file__).parents[2]
 #: Emulation, always: a device node for virtualisation does not mean that a stock kernel boots with it.
 ACCELERATOR = ("-accel", "tcg,thread=multi,tb-size=512")
-#: no_timer_check: without it a boot on a busy host can panic. panic=-1 with -no-reboot ends QEMU at a panic.
+#: no_timer_check: without it a boot on a busy host can panic. tsc=reliable: all CPUs' counters are one clock of the
+#: host's, but a busy host makes kernels doubt it, and then they read a slower one. panic=-1 with -no-reboot ends QEMU
+#: at a panic.
 ARGUMENTS = (
     "console=ttyS0", "quiet", "panic=-1", "no_timer_check", "cryptomgr.notests=1", "noisapnp", "oops=panic",
-    "panic_on_warn=1",
+    "panic_on_warn=1", "tsc=reliable",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from dynamos_ng.rewrite import consistency
 ENDS_TASK = frozenset((
     "do_exit", "do_group_exit", "make_task_dead", "kthread_exit", "kthread_complete_and_exit",
     "__module_put_and_kthread_exit",
+    "__x64_sys_exit", "__x64_sys_exit_group", "__ia32_sys_exit", "__ia32_sys_exit_group",
 ))  # fmt: skip
 _THUNK_REGISTER = re.compile(r"__x86_indirect\w*_thunk_([re]\w+)$")
 
