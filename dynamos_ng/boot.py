@@ -187,7 +187,10 @@ class Boot(Closing):
             if wanted.modules:
                 self._pending.add(update.folder, edition=update.edition, classes=update.classes)
             else:
-                take_effect(self._manager, folder, update.edition, update.classes)
+                self._pending.journal.by_itself(
+                    "enable", {"folder": update.folder},
+                    lambda: take_effect(self._manager, folder, update.edition, update.classes),
+                )  # fmt: skip
         except DynamosError:
             self._notes.drop(update.name)
             raise

@@ -20,20 +20,23 @@ import socket
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dynamos_ng import __version__, explanation, metrics, service
+from dynamos_ng import __version__, explanation, history, host, journal, metrics, service
 from dynamos_ng.boot import STATE, UPDATES, Boot
 from dynamos_ng.control import RUN, SOCKET
 from dynamos_ng.enforcement import Enforcement
 from dynamos_ng.errors import DynamosError, NotAllowed, UsageError
+from dynamos_ng.journal import Journal
 from dynamos_ng.manager import REMOVAL_SECONDS, Manager
 from dynamos_ng.metrics import Exporter, Tally
-from dynamos_ng.model import Change, FunctionState, Snapshot
+from dynamos_ng.model import Change, Event, FunctionState, Peer, Snapshot
 from dynamos_ng.pending import Pending
+from dynamos_ng.recording import Recorder
 from dynamos_ng.roles import Caller, Role, Roles, caller, looks
 from dynamos_ng.wire import plain
 
@@ -45,12 +48,24 @@ CONNECTIONS = 32
 
 
 def snapshot(manager: Manager, pending: Pending, boot: Boot) -> Snapshot:
-    """Return what is to be seen now."""
-    return replace(manager.status(), pending=pending.waiting(), enabled=boot.enabled())
+    """Return what is to be seen now, and what the daemon has cost until now."""
+    return replace(
+        manager.status(),
+        pending=pending.waiting(),
+        enabled=boot.enabled(),
+        taken=time.time(),
+        uptime=time.clock_gettime(time.CLOCK_BOOTTIME),
+        daemon=host.own_cost(),
+    )
 
 
-def verbs(manager: Manager, pending: Pending, boot: Boot, enforcement: Enforcement) -> dict[str, Callable[..., Any]]:
+def verbs(
+    manager: Manager, pending: Pending, boot: Boot, enforcement: Enforcement, kept: Journal
+) -> dict[str, Callable[..., Any]]:
     """Return what clients may ask for; arguments are given by name."""
+
+    def recent() -> tuple[Event, ...]:
+        return tuple(map(history.event, kept.recent()))
 
     def unload(name: str, wait: float | None = REMOVAL_SECONDS, nudge: bool = False) -> Change:
         if pending.forget(name):
@@ -69,6 +84,7 @@ def verbs(manager: Manager, pending: Pending, boot: Boot, enforcement: Enforceme
         "deactivate": manager.deactivate,
         "phase": manager.phase,
         "status": lambda: snapshot(manager, pending, boot),
+        "history": recent,
         "quiescence": manager.quiescence,
         "policy_show": lambda: explanation.show(manager, enforcement),
         "policy_apply": enforcement.apply,
@@ -97,8 +113,11 @@ class _Handler(socketserver.StreamRequestHandler):
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
-    def __init__(self, path: Path, methods: dict[str, Callable[..., Any]], roles: Roles, tally: Tally) -> None:
+    def __init__(
+        self, path: Path, methods: dict[str, Callable[..., Any]], roles: Roles, tally: Tally, kept: Journal
+    ) -> None:
         self._verbs = methods
+        self._journal = kept
         self._tally = tally
         self._roles = roles
         self._free = {role: threading.BoundedSemaphore(CONNECTIONS) for role in (Role.VIEWER, Role.ADMIN)}
@@ -135,7 +154,12 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         except (ValueError, KeyError, TypeError, AttributeError):
             self._tally.add("malformed", "refused")
             return {"error": "malformed request", "exit": UsageError.exit_code}
+        number = None
+        if verb in self._verbs and not looks(verb, arguments):
+            number = self._journal.begin(Peer(who.uid, who.pid, host.name_of(who.pid)), verb, arguments)
         outcome, answer = self._answer(verb, arguments, who)
+        if number is not None:
+            self._journal.end(number, answer)
         self._tally.add(verb if verb in self._verbs else "unknown", outcome, answer.get("result"))
         return answer
 
@@ -181,6 +205,15 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _manager(kept: Journal) -> Iterator[Manager]:
+    """Open the manager, and note down what a daemon that begins has found: no change from before will end any more."""
+    with contextlib.closing(Manager()) as manager:
+        found = [function.name for function in manager.functions()]
+        kept.note(journal.START, {"version": __version__}, {"result": {"functions": found}})
+        yield manager
+
+
 def serve(options: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT; redirections and policy stay in force afterwards.
 
@@ -197,17 +230,20 @@ def serve(options: argparse.Namespace) -> None:
         signal.signal(number, lambda number, _: signals.put(number))
     with (
         _only_one(path.parent),
-        contextlib.closing(Manager()) as manager,
+        Journal(options.journal) as kept,
+        _manager(kept) as manager,
         Enforcement(manager, path.parent) as enforcement,
-        Pending(manager, path.parent / "pending.json") as pending,
+        Pending(manager, path.parent / "pending.json", kept) as pending,
         Boot(manager, pending, options.updates, options.state) as boot,
         contextlib.ExitStack() as also,
     ):
         if options.metrics:
             also.enter_context(Exporter(options.metrics, lambda: snapshot(manager, pending, boot), tally))
+        if options.record:
+            also.enter_context(Recorder(options.journal, options.record, lambda: snapshot(manager, pending, boot)))
         path.unlink(missing_ok=True)
         old = os.umask(0o177)  # the socket is root's alone from its first moment
-        server = _Server(path, verbs(manager, pending, boot, enforcement), roles, tally)
+        server = _Server(path, verbs(manager, pending, boot, enforcement, kept), roles, tally, kept)
         os.umask(old)
         roles.give(path)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -233,6 +269,14 @@ def _reload(roles: Roles, path: Path) -> None:
         log.error("reload: %s; the groups stay as they were", error)
 
 
+def _seconds(text: str) -> float:
+    """Parse how far apart snapshots are for argparse."""
+    value = float(text)
+    if not 0.1 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0.1 to 86400")
+    return value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon in the foreground."""
     parser = argparse.ArgumentParser("dynamosd", description=__doc__.splitlines()[0])
@@ -247,6 +291,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help=f"where it is noted which of them were activated lately (default {STATE})")  # fmt: skip
     parser.add_argument("--metrics", default="", metavar="[HOST:]PORT",
                         help="answer there with OpenMetrics, on the loopback unless HOST is given (default: nowhere)")
+    parser.add_argument("--journal", type=Path, default=journal.FOLDER, metavar="DIR",
+                        help=f"where each change is noted down (default {journal.FOLDER})")  # fmt: skip
+    parser.add_argument("--record", type=_seconds, default=0.0, metavar="S",
+                        help="keep a snapshot each S seconds there, for 'dynamos top --replay'")  # fmt: skip
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(argv)
     service.log_to_stderr()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import time
 from pathlib import Path
 
 import psutil
 
 from dynamos_ng.errors import UsageError
+from dynamos_ng.model import Cost
 from dynamos_ng.policy.language import Accounts
 from dynamos_ng.policy.verdict import Process
 
@@ -125,3 +127,9 @@ def accounts() -> Accounts:
             return None
 
     return Accounts(uid, gid)
+
+
+def own_cost() -> Cost:
+    """Return what this process has used until now."""
+    process = psutil.Process()
+    return Cost(process.pid, time.process_time(), int(process.memory_info().rss))

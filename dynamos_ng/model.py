@@ -14,19 +14,23 @@ __all__ = [
     "CallCounts",
     "Change",
     "Confirmation",
+    "Cost",
     "Edition",
     "EditionUse",
     "EnabledUpdate",
+    "Event",
     "Function",
     "FunctionState",
     "FunctionStatus",
     "Holder",
     "Module",
+    "Peer",
     "PendingUpdate",
     "Phase",
     "Policy",
     "Quiescence",
     "Refusal",
+    "SampledStack",
     "Snapshot",
     "StackWalk",
     "Switch",
@@ -280,11 +284,19 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class SampledStack:
+    """A sampled kernel stack, its frames innermost first, and how often it was seen."""
+
+    samples: int
+    stack: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Quiescence:
     """What three sources say of one function: use counters, probes, stacks.
 
     `probes` is None where no probes are attached; `samples` counts sampled kernel stacks that had a frame in
-    the function's code.
+    the function's code, `sampled` are those seen most often.
     """
 
     function: str
@@ -293,6 +305,7 @@ class Quiescence:
     walk: StackWalk
     probes: CallCounts | None = None
     samples: int | None = None
+    sampled: tuple[SampledStack, ...] = ()
 
     @property
     def quiescent(self) -> bool:
@@ -342,6 +355,11 @@ class UpdateStatus:
     shadows: int = 0
     confirmation: Confirmation | None = None
 
+    @property
+    def word(self) -> str:
+        """Return the word for lists; tasks may still have to leave what was before an activation."""
+        return "[enabling...]" if self.phase.phase == 1 or self.phase.pinned else self.state.word
+
 
 @dataclass(frozen=True)
 class PendingUpdate:
@@ -367,10 +385,51 @@ class EnabledUpdate:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """Who asks the daemon for something: a process as it was then; `comm` is empty if it had gone."""
+
+    uid: int
+    pid: int
+    comm: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """One entry of the journal in words: when (seconds since 1970), who, what, and how it ended."""
+
+    time: float
+    who: str
+    what: str
+    outcome: str
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process has used: CPU seconds since it began, and the bytes of memory that it occupies."""
+
+    pid: int
+    cpu_seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """Everything that is to be seen at one moment; `engine` is what runs the probes, "bcc" or "libbpf"."""
+    """Everything that is to be seen at one moment; `engine` is what runs the probes, "bcc" or "libbpf".
+
+    `taken` is the moment in seconds since 1970, `uptime` the same since the boot: that clock is never set. `daemon` is
+    what the daemon itself has cost, `watcher` what the one who looks has. What must be asked for is empty otherwise:
+    `events`, `policy`, and `quiescence` of single functions.
+    """
 
     updates: tuple[UpdateStatus, ...]
     engine: str
     pending: tuple[PendingUpdate, ...] = ()
     enabled: tuple[EnabledUpdate, ...] = ()
+    taken: float = 0.0
+    uptime: float = 0.0
+    daemon: Cost | None = None
+    watcher: Cost | None = None
+    events: tuple[Event, ...] = ()
+    policy: Policy | None = None
+    quiescence: tuple[Quiescence, ...] = ()

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from dynamos_ng import modules
@@ -20,6 +21,7 @@ from dynamos_ng.build import description
 from dynamos_ng.build.update import build
 from dynamos_ng.closing import Closing
 from dynamos_ng.errors import DynamosError, UsageError
+from dynamos_ng.journal import Journal
 from dynamos_ng.manager import Manager
 from dynamos_ng.model import Change, PendingUpdate
 from dynamos_ng.uevents import Uevents
@@ -30,9 +32,10 @@ log = logging.getLogger("dynamosd")
 class Pending(Closing):
     """The updates that wait. They are kept in a file, for the daemon that comes after this one."""
 
-    def __init__(self, manager: Manager, file: Path) -> None:
+    def __init__(self, manager: Manager, file: Path, kept: Journal) -> None:
         """Go on waiting for what FILE names; what has come in the meantime takes effect in the background."""
         self._manager = manager
+        self.journal = kept
         self._file = file
         self._lock = threading.Lock()  # of _waiting; held while one takes effect, and taken before the manager's
         self._waiting = {update.name: update for update in _read(file)}
@@ -119,7 +122,9 @@ class Pending(Closing):
                 if self._waiting.get(update.name) != update or not _all_loaded(update):
                     continue
                 try:
-                    take_effect(self._manager, Path(update.folder), update.edition, update.classes)
+                    self.journal.by_itself(
+                        "load_when_module", {"folder": update.folder}, partial(_take_effect, self._manager, update)
+                    )
                     self._drop(update.name)
                     log.info("%s: %s is loaded: activated", update.name, ", ".join(update.modules))
                 except DynamosError as error:
@@ -128,6 +133,10 @@ class Pending(Closing):
                 except Exception:
                     log.exception("%s: an internal error", update.name)
                     self._set(replace(update, failure="an internal error; see dynamosd's log"))
+
+
+def _take_effect(manager: Manager, update: PendingUpdate) -> Change:
+    return take_effect(manager, Path(update.folder), update.edition, update.classes)
 
 
 def take_effect(manager: Manager, folder: Path, edition: int | None, classes: Sequence[int] | None) -> Change:

@@ -22,7 +22,7 @@ from dynamos_ng.device import Device
 from dynamos_ng.engine import Programs, Source
 from dynamos_ng.errors import KernelRefused
 from dynamos_ng.model import CallCounts
-from dynamos_ng.stacks import Sampler, Samples
+from dynamos_ng.stacks import Sampler, Samples, Stack
 
 #: How many functions one Probes can watch at one time.
 SLOTS = 1024
@@ -304,8 +304,8 @@ class Probes(Closing):
                 return Samples(0, 0, 0, (0,) * len(ranges), ())
             return self._sampler.samples(ranges)
 
-    def sample(self, ranges: Sequence[tuple[int, int]], seconds: float) -> int:
-        """Sample for so many seconds and return how many stacks had a frame in any of the ranges.
+    def sample(self, ranges: Sequence[tuple[int, int]], seconds: float) -> tuple[Stack, ...]:
+        """Sample for so many seconds and return the stacks that had a frame in any of the ranges, most frequent first.
 
         Callers take turns.
         """
@@ -315,7 +315,7 @@ class Probes(Closing):
                 time.sleep(seconds)
             finally:
                 self.stop_sampler()
-            return sum(stack.samples for stack in self.samples(ranges).stacks)
+            return self.samples(ranges).stacks
 
     # Events
 

@@ -38,10 +38,11 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who is at the other end: the groups are all that the process has."""
+    """Who is at the other end: the groups are all that the process has; `pid` is 0 where it is not known."""
 
     uid: int
     groups: frozenset[int]
+    pid: int = 0
 
     @property
     def name(self) -> str:
@@ -54,12 +55,12 @@ class Caller:
 
 def caller(connection: socket.socket) -> Caller:
     """Return who connected a Unix socket, as the kernel noted it then."""
-    _, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _OPTION_MAX)
     except OSError:
         raw = b""
-    return Caller(uid, frozenset((gid, *(group for (group,) in struct.iter_unpack("=I", raw)))))
+    return Caller(uid, frozenset((gid, *(group for (group,) in struct.iter_unpack("=I", raw)))), pid)
 
 
 def looks(verb: str, arguments: Mapping[str, Any]) -> bool:

@@ -42,6 +42,7 @@ TEST = {
     "xz": "xz-utils",
     "zstd": "zstd",
     "git": "git",
+    "tmux": "tmux",
 }
 #: Set in a call that was started again in the private environment, so that it is not started a third time.
 AGAIN = "DYNAMOS_SETUP_DONE"

@@ -25,12 +25,16 @@ from dynamos_ng.model import (
     FunctionState,
     FunctionStatus,
     Quiescence,
+    SampledStack,
     Snapshot,
     StackWalk,
     Update,
     UpdateStatus,
 )
 from dynamos_ng.neighbours import Kprobe
+
+#: Of the stacks that were sampled, so many are told.
+SAMPLED_SHOWN = 20
 
 
 class View:
@@ -179,10 +183,11 @@ class View:
                 self._symbols_of = modules_now, symbols
             return symbols
 
-    def quiescence(self, function: str, seconds: float = 0.0) -> Quiescence:
+    def quiescence(self, function: str, seconds: float = 0.0, *, watch: bool = True) -> Quiescence:
         """Ask all three sources about a function; with `seconds`, sample stacks for so long.
 
-        A function that no update has is measured in its original image alone; one of a module is MODULE:FUNCTION.
+        Without `watch` no probe is attached that is not there. A function that no update has is measured in its
+        original image alone; one of a module is MODULE:FUNCTION.
         """
         try:
             found = self.function(function)
@@ -193,14 +198,21 @@ class View:
                 -1, name, "", FunctionState.LOADED, symbol.address, symbol.size, 0, 0, 0, b"", b"", (),
                 module=module,
             )
-        self.watch([found])
-        samples = None
+        if watch:
+            self.watch([found])
+        samples: int | None = None
+        sampled: tuple[SampledStack, ...] = ()
         if seconds > 0:
             ranges = [(found.address, found.address + found.size)]
             if found.editions:
                 ranges.append((found.handler, found.end))
-            samples = self._probes.sample(ranges, seconds)
-        return self.measure(found, samples)
+            stacks = self._probes.sample(ranges, seconds)
+            samples = sum(stack.samples for stack in stacks)
+            symbols = self._symbols()
+            sampled = tuple(
+                SampledStack(stack.samples, tuple(map(symbols.label, stack.frames))) for stack in stacks[:SAMPLED_SHOWN]
+            )
+        return replace(self.measure(found, samples), sampled=sampled)
 
     def watch(self, functions: Sequence[Function]) -> tuple[tuple[str, str], ...]:
         """Count calls of originals with probes; return name and reason of those where that cannot be done."""

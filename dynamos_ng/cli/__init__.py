@@ -15,7 +15,8 @@ from typing import Any
 from dynamos_ng import __version__, control, lab
 from dynamos_ng.build.description import FILE
 from dynamos_ng.build.update import build
-from dynamos_ng.cli import bench, completion, doctor, policy, schema, survey, tables
+from dynamos_ng.cli import bench, completion, doctor, history, policy, schema, survey, tables
+from dynamos_ng.cli import top as dashboard
 from dynamos_ng.errors import DynamosError, UsageError
 from dynamos_ng.uapi import CONFIRM_MAX
 
@@ -276,6 +277,9 @@ def parser() -> argparse.ArgumentParser:
     one = verbs.add_parser("schema", help="print the JSON Schema of what a verb prints with --json")
     one.add_argument("verb", nargs="+", metavar="VERB", help=", ".join(schema.VERBS))
     one.set_defaults(run=_schema)
+
+    dashboard.add_arguments(verb("top", dashboard.main, "watch updates, editions and calls; h tells the keys"))
+    history.add_arguments(verb("history", history.main, "what was changed, when, by whom, and how it ended"))
 
     verb("doctor", doctor.main, "what works on this kernel, what does not, and why; changes nothing")
 

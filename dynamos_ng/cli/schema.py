@@ -8,7 +8,7 @@ import typing
 from enum import Enum
 from typing import Any
 
-from dynamos_ng import model, policy_values
+from dynamos_ng import journal, model, policy_values
 from dynamos_ng.errors import UsageError
 
 #: What each verb prints; a dict is an object of just these members.
@@ -19,6 +19,7 @@ VERBS: dict[str, Any] = {
     "deactivate": model.Change,
     "disable": model.EnabledUpdate,
     "enable": model.EnabledUpdate,
+    "history": {"entries": tuple[journal.Entry, ...], "torn": int},
     "load": model.Update | model.PendingUpdate | model.Change,  # the latter two with --when-module
     "phase": model.Phase,
     "policy apply": policy_values.Applied,
@@ -30,6 +31,7 @@ VERBS: dict[str, Any] = {
     "policy show": policy_values.Policy,
     "quiescence": model.Quiescence,
     "status": model.Snapshot,
+    "top": model.Snapshot,  # each of them on a line of its own
     "unload": tuple[model.Change, ...],
 }
 #: Integers that a double cannot hold are hexadecimal texts.
@@ -58,6 +60,8 @@ def _of(kind: Any, defs: dict[str, Any]) -> dict[str, Any]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [_of(one, defs) for one in arguments]}
+    if origin is dict:  # as it came over the socket, or was answered
+        return {"type": "object"}
     if origin is tuple and arguments[-1:] == (...,):
         return {"type": "array", "items": _of(arguments[0], defs)}
     if origin is tuple:

@@ -174,6 +174,11 @@ def change(result: dict[str, Any]) -> None:
     stop = int(result["stop_ns"])
     line = f"{result['verb']} {result['update']}: {word}"
     console.print(line + (f", {stop / 1000:.0f} µs in the stop" if stop else ""), markup=False)
+    measured(result)
+
+
+def measured(result: dict[str, Any]) -> None:
+    """Show what was measured before and after a change, and what is to be known of it."""
     measures = [("before", value) for value in result["before"]] + [("after", value) for value in result["after"]]
     table = _measures()
     for when, value in measures:

@@ -67,7 +67,8 @@ PRINTED = {
     "policy check": PolicyCheck("p.toml", (CheckedRule("r", "kernel", 1),), 2),
     "policy diff": PolicyDiff("q.toml", "p.toml", (("r", "new"),), ((1, "init", "default", "r"),)),
     "policy explain": Explanation(1, "a", 2, "r", "how", "since", "p.toml", (("f", "v2"),), (("q", "w"),), "", False),
-    "quiescence": QUIESCENCE, "status": SNAPSHOT, "enable": EnabledUpdate("e", "/e", 2, (1, 2), "held back"),
+    "quiescence": QUIESCENCE, "status": SNAPSHOT, "top": SNAPSHOT,
+    "enable": EnabledUpdate("e", "/e", 2, (1, 2), "held back"),
 }  # fmt: skip
 TYPES: dict[str, Any] = {
     "object": dict, "array": list, "string": str, "boolean": bool, "number": (int, float), "null": type(None),
@@ -113,6 +114,7 @@ def test_every_verb_that_prints_json_has_a_schema(verb: str) -> None:
     assert schema.schema(verb)["$defs"] or verb in ("build", "confirm")
     needed = {
         "policy clear": [], "policy explain": ["1"], "policy set": ["--pid", "1"], "policy show": [], "status": [],
+        "top": [],
     }.get(verb, ["x"])  # fmt: skip
     assert parser().parse_args([*verb.split(" "), *needed, "--json"]).json
 
