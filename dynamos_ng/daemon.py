@@ -155,7 +155,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             self._tally.add("malformed", "refused")
             return {"error": "malformed request", "exit": UsageError.exit_code}
         number = None
-        if verb in self._verbs and not looks(verb, arguments):
+        # What others ask for in vain is in the log: they must not fill the journal.
+        if verb in self._verbs and not looks(verb, arguments) and self._roles.role(who) is Role.ADMIN:
             number = self._journal.begin(Peer(who.uid, who.pid, host.name_of(who.pid)), verb, arguments)
         outcome, answer = self._answer(verb, arguments, who)
         if number is not None:
