@@ -40,7 +40,7 @@ def name_of(pid: int) -> str:
     """Return a process's name, or an empty text when it is gone."""
     try:
         return str(psutil.Process(pid).name())
-    except psutil.Error:
+    except (psutil.Error, OSError):  # psutil lets some through when the PID has a new owner
         return ""
 
 
