@@ -1,8 +1,8 @@
 """pytest plugin for the host's side: tests under tests/guest run in a guest, and count here like any other.
 
 Each is a test for every kernel that it runs on: on the usual one, on those of ``--kernel``, on all with ``--thorough``;
-see the markers in pyproject.toml. Tests that ask for the same kind of guest share a boot. When a guest dies, or a test
-takes too long, that test fails with the console's end, and the rest go on in a new guest.
+see the markers in pyproject.toml. Tests that ask for the same kind of guest share a boot, some GUEST_TESTS of them.
+When a guest dies, or a test takes too long, that test fails with the console's end, and the rest go on in a new guest.
 Guests run while the host's own tests do; what they have told by then is reported when its turn comes.
 """
 
@@ -30,8 +30,15 @@ from dynamos_ng.lab.variants import chosen
 TEST_SECONDS = 600.0
 #: How much runs at once: guests, each of which seldom keeps its two CPUs busy, and the host's own tests.
 AT_ONCE = min(os.cpu_count() or 1, 4)
+#: A guest that has this many tests gets no further file of them: another one can run beside it.
+GUEST_TESTS = 40
 #: The host's own tests that want no root of a guest come first: the roots are made meanwhile.
 FIRST = ("tests/abi/", "tests/house/", "tests/unit/")
+
+
+#: A kind of guest, and which of those of that kind.
+Group = tuple[Kind, int]
+_GROUP = pytest.StashKey[Group]()
 
 
 def in_guest(item: pytest.Item) -> bool:
@@ -44,6 +51,22 @@ def kind_of(item: pytest.Item) -> Kind:
     kernel, _, cpu = _variant(item).partition("+")
     marker = item.get_closest_marker("boot")
     return tuple(sorted({"kernel": kernel, "cpu": cpu or "max", **(marker.kwargs if marker else {})}.items()))
+
+
+def group_of(item: pytest.Item) -> Group:
+    """Return which guest a test runs in, once all tests are collected."""
+    return item.stash[_GROUP]
+
+
+def _divide(items: Sequence[pytest.Item]) -> None:
+    """Say which guest each test of one kind runs in; those of a file stay together."""
+    number = count = 0
+    for _, tests in groupby(items, lambda item: item.path):
+        if count >= GUEST_TESTS:
+            number, count = number + 1, 0
+        for item in tests:
+            item.stash[_GROUP] = kind_of(item), number
+            count += 1
 
 
 def _variant(item: pytest.Item) -> str:
@@ -95,6 +118,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(
         key=lambda item: kinds[kind_of(item)] if in_guest(item) else -2 if item.nodeid.startswith(FIRST) else -1
     )
+    for _, tests in groupby(filter(in_guest, items), kind_of):
+        _divide(list(tests))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -135,8 +160,8 @@ class Guests:
         self.config = config
         self.pool = ThreadPoolExecutor(AT_ONCE, "guests")
         self.own_tests_over = threading.Event()
-        self.boots: dict[Kind, Boot] = {}
-        self.hopeless: dict[Kind, str] = {}
+        self.boots: dict[Group, Boot] = {}
+        self.hopeless: dict[Group, str] = {}
         self.all_boots: list[Boot] = []
         self.roots: subprocess.Popen[bytes] | None = None
 
@@ -155,8 +180,8 @@ class Guests:
         )  # fmt: skip
         if len(items) < len(session.items):
             self.pool.submit(self.own_tests_over.wait)
-        for kind, group in groupby(items, kind_of):
-            self._boot(kind, list(group))
+        for group, tests in groupby(items, group_of):
+            self._boot(group, list(tests))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -195,27 +220,27 @@ class Guests:
         for line in table(counts, self.all_boots):
             terminalreporter.write_line(line)
 
-    def _boot(self, kind: Kind, items: Sequence[pytest.Item]) -> Boot:
-        """Let a guest of a kind take its turn with these tests."""
+    def _boot(self, group: Group, items: Sequence[pytest.Item]) -> Boot:
+        """Let a guest take its turn with these tests."""
         tests = {item.nodeid: limit_of(item) for item in items}
         trouble = [mark.args[0] for item in items if (mark := item.get_closest_marker("trouble"))]
-        self.boots[kind] = Boot(tests, trouble, _variant(items[0]), kind, self.config.option, self.pool)
-        self.all_boots.append(self.boots[kind])
-        return self.boots[kind]
+        self.boots[group] = Boot(tests, trouble, _variant(items[0]), group[0], self.config.option, self.pool)
+        self.all_boots.append(self.boots[group])
+        return self.boots[group]
 
     def _again(self, item: pytest.Item) -> Boot:
-        """Return a new guest for a test and all after it of its kind."""
+        """Return a new guest for a test and all after it that were to share one."""
         items = item.session.items
-        kind = kind_of(item)
+        group = group_of(item)
         rest = items[items.index(item) :]
-        return self._boot(kind, [one for one in rest if in_guest(one) and kind_of(one) == kind])
+        return self._boot(group, [one for one in rest if in_guest(one) and group_of(one) == group])
 
     def _reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
-        kind = kind_of(item)
-        if kind in self.hopeless:
-            yield _failure(item, f"not run, as its guest does not start: {self.hopeless[kind]}")
+        group = group_of(item)
+        if group in self.hopeless:
+            yield _failure(item, f"not run, as its guest does not start: {self.hopeless[group]}")
             return
-        boot = self.boots.get(kind) or self._again(item)
+        boot = self.boots.get(group) or self._again(item)
         phases: list[str] = []
         started: float | None = None
         while (event := boot.event())["event"] != END:
@@ -234,15 +259,15 @@ class Guests:
                 boot.finished += 1
                 if item.nodeid == list(boot.tests)[-1]:
                     # A kernel's last words may come as late as the power-off.
-                    self._over(kind)
+                    self._over(group)
                     if boot.error:
                         yield _failure(item, boot.error, when="teardown")
                 return
         yield from self._died(item, boot, phases, None if started is None else event["at"] - started)
 
-    def _over(self, kind: Kind) -> None:
+    def _over(self, group: Group) -> None:
         """Wait until a guest that has nothing more to do is off; then its `error` is final."""
-        boot = self.boots.pop(kind)
+        boot = self.boots.pop(group)
         while boot.event()["event"] != END:
             pass
 
@@ -253,13 +278,13 @@ class Guests:
         error = boot.error or "the guest's pytest did not run this test"
         if boot.broken:
             error = f"{boot.broken}{error}"
-        del self.boots[kind_of(item)]
+        del self.boots[group_of(item)]
         if seconds is not None:
             yield _failure(item, error, when="teardown" if "call" in phases else "call", duration=seconds)
         elif boot.finished:
             yield from self._reports(item)
         else:
-            self.hopeless[kind_of(item)] = error.partition("\n")[0]
+            self.hopeless[group_of(item)] = error.partition("\n")[0]
             yield _failure(item, error)
 
 
