@@ -82,14 +82,12 @@ def test_a_panic_shows_the_end_of_the_console() -> None:
 
 
 def test_a_command_that_does_not_end_is_a_timeout() -> None:
-    started = time.monotonic()
     with pytest.raises(GuestTimeout) as caught:
         lab.run(["sh", "-c", "echo '<4>the last on the console' >/dev/kmsg; echo waiting; sleep 1000"], timeout=4)
     assert "the command did not end within 4 s" in str(caught.value)
     assert "the last on the console" in str(caught.value)
     assert "waiting" in str(caught.value)
     assert caught.value.exit_code == 124
-    assert time.monotonic() - started < 200
 
 
 def test_a_kernel_that_complains_fails_a_command_that_succeeds() -> None:
