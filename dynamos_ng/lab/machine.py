@@ -9,6 +9,7 @@ import secrets
 import select
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -52,8 +53,9 @@ PROCESSORS = {
     "srso": Processor("EPYC-Milan"),
     "stuff": Processor("Skylake-Server-v4", "retbleed=stuff"),
 }
-#: How often a stock kernel may try to boot: on a busy host one in some dozens was seen to end in "Oops: int3", as if
-#: the emulator ran a breakpoint that another CPU had taken out again. Once the command runs, nothing is forgiven.
+#: How often a guest may try to boot: while devices are still being mapped, one in some hundred ends in an assertion of
+#: QEMU's own (iotlb_to_section), and on a busy host kernels have been seen to fail. Once the command runs, nothing is
+#: forgiven.
 BOOTS = 3
 BOOT_SECONDS = 300.0
 OFF_SECONDS = 60.0
@@ -242,11 +244,11 @@ class _Guest:
     ) -> Result | None:
         """Follow the output port up to the guest's end, whichever it is, and tell it.
 
-        None if the kernel did not survive its boot and it may be tried AGAIN.
+        None if the kernel, or QEMU, did not survive the boot and it may be tried AGAIN.
         """
         try:
             self._wait(port, "started", BOOT_SECONDS, "the guest did not boot")
-            if port.closed and again and (bad := trouble(self._console())):
+            if port.closed and again and (bad := trouble(self._console()) or self._aborted(process)):
                 print(f"lab: the kernel did not survive its boot, so again: {bad}", file=sys.stderr, flush=True)
                 return None
             if not port.closed:
@@ -265,6 +267,11 @@ class _Guest:
         if bad := trouble(console, expected):
             raise GuestDied(f"the guest's kernel reported trouble: {bad}.{self._end()}{_printed(port.text)}")
         return Result(port.status, port.text, console)
+
+    def _aborted(self, process: subprocess.Popen[bytes]) -> str:
+        """Return QEMU's last words if it has met a fault of its own, or an empty text."""
+        own = process.wait(OFF_SECONDS) == -signal.SIGABRT
+        return self.messages.read_text(errors="replace").strip() if own else ""
 
     def _wait(self, port: _Port, word: str, seconds: float, late: str) -> None:
         """Read until the guest says WORD or is gone; GuestTimeout after SECONDS."""

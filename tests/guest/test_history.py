@@ -33,10 +33,11 @@ def test_history_tells_each_change_and_refusal_also_without_the_daemon(
             daemon.start()
         control.call("unload", name="cmdline", wait=60.0)
     assert told["torn"] == 0
-    assert [entry["verb"] for entry in told["entries"]] == ["load", "activate", "activate"]
-    assert all(entry["who"]["uid"] == os.getuid() for entry in told["entries"])
-    assert all(entry["who"]["comm"].startswith("python3") for entry in told["entries"])
-    _, refused, done = (entry["answer"] for entry in told["entries"])
+    entries = told["entries"][-3:]  # others may have used the same name before
+    assert [entry["verb"] for entry in entries] == ["load", "activate", "activate"]
+    assert all(entry["who"]["uid"] == os.getuid() for entry in entries)
+    assert all(entry["who"]["comm"].startswith("python3") for entry in entries)
+    _, refused, done = (entry["answer"] for entry in entries)
     assert "has no edition 7" in refused["error"]
     (after,) = done["result"]["after"]
     assert after["function"] == "cmdline_proc_show"
@@ -48,4 +49,4 @@ def test_history_tells_each_change_and_refusal_also_without_the_daemon(
     later: list[dict[str, Any]] = json.loads(cli("history", "--since", "1h", "--json").stdout)["entries"]
     assert [entry["verb"] for entry in later[-2:]] == ["dynamosd", "unload"]
     assert later[-2]["answer"]["result"]["functions"] == ["cmdline_proc_show"], "the next daemon took it over"
-    assert not any(entry["cut_off"] for entry in later)
+    assert not any(entry["cut_off"] for entry in later[-5:])
