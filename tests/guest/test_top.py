@@ -121,8 +121,8 @@ def test_many_redirected_functions_are_shown_found_and_looked_into(
             assert terminal.process.wait(60) == 0
         control.call("deactivate", name="mass")
     finally:
-        if daemon.process is None or daemon.process.poll() is not None:
-            daemon.start()
+        daemon.kill()  # no other test wants one that records
+        daemon.start()
         control.call("unload", name="mass", wait=60.0)
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
