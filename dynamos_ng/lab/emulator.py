@@ -1,8 +1,8 @@
 """The lab's emulator: QEMU as one Debian suite has it, unpacked once and run by that suite's own loader.
 
-So all machines emulate alike, and none with a QEMU that is too old. 7.2's CPUs may go on for ever with code that another
-CPU has overwritten while they translated it: they then meet breakpoints of the kernel's that are long gone. 10.0's CPUs
-may sleep for ever, or for minutes, while a timer should wake them.
+So all machines emulate alike, and none with a QEMU that is too old. 7.2's CPUs may go on for ever with code that
+another CPU has overwritten while they translated it: they then meet breakpoints of the kernel's that are long gone.
+10.0's CPUs may sleep for ever, or for minutes, while a timer should wake them.
 """
 
 from __future__ import annotations

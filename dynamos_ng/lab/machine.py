@@ -53,8 +53,9 @@ PROCESSORS = {
     "srso": Processor("EPYC-Milan"),
     "stuff": Processor("Skylake-Server-v4", "retbleed=stuff"),
 }
-#: How often a guest may try to boot: while devices were still being mapped, a QEMU was seen to end in an assertion of its
-#: own (iotlb_to_section), and on a busy host kernels fail now and then. Once the command runs, nothing is forgiven.
+#: How often a guest may try to boot: while devices were still being mapped, a QEMU was seen to end in an assertion of
+#: its own (iotlb_to_section), and on a busy host kernels fail now and then. Once the command runs, nothing is
+#: forgiven.
 BOOTS = 3
 BOOT_SECONDS = 300.0
 OFF_SECONDS = 60.0
