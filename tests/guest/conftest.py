@@ -133,6 +133,21 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+#: An edition 2 of version_proc_show that runs edition 1 and adds the update's {name}.
+STACKED = """
+#include <linux/seq_file.h>
+int version_proc_show_v1(struct seq_file *m, void *v);
+int version_proc_show_v2(struct seq_file *m, void *v);
+int version_proc_show_v2(struct seq_file *m, void *v)
+{{
+	int err = version_proc_show_v1(m, v);
+
+	seq_puts(m, "{name} ");
+	return err;
+}}
+"""
+
+
 def write_update(folder: Path, functions: dict[str, list[int]], source: str = "") -> Path:
     """Write an update's folder: editions by function, and one C source."""
     folder.mkdir(parents=True, exist_ok=True)

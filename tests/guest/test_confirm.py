@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Daemon, parameter, pipe, write_update
+from conftest import STACKED, Daemon, parameter, pipe, write_update
 
 from dynamos_ng import control
 from dynamos_ng.demo import load as work
@@ -43,18 +43,6 @@ static int undo(void)
 	return READ_ONCE(hold) ? -EBUSY : 0;
 }
 DYNAMOS_AFTER(run, undo);
-"""
-STACKED = """
-#include <linux/seq_file.h>
-int version_proc_show_v1(struct seq_file *m, void *v);
-int version_proc_show_v2(struct seq_file *m, void *v);
-int version_proc_show_v2(struct seq_file *m, void *v)
-{{
-	int err = version_proc_show_v1(m, v);
-
-	seq_puts(m, "{name} ");
-	return err;
-}}
 """
 
 

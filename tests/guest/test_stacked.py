@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_update
+from conftest import STACKED, write_update
 
 from dynamos_ng import control
 from dynamos_ng.build.update import build
@@ -19,22 +19,9 @@ FUNCTION = "version_proc_show"
 VERSION = Path("/proc/version")
 NAMES = ("one", "two", "three")
 
-SOURCE = """
-#include <linux/seq_file.h>
-int version_proc_show_v1(struct seq_file *m, void *v);
-int version_proc_show_v2(struct seq_file *m, void *v);
-int version_proc_show_v2(struct seq_file *m, void *v)
-{{
-	int err = version_proc_show_v1(m, v);
-
-	seq_puts(m, "{name} ");
-	return err;
-}}
-"""
-
 
 def write(folder: Path, name: str, consistent: bool = False) -> Path:
-    update = write_update(folder / name, {FUNCTION: [2]}, SOURCE.format(name=name))
+    update = write_update(folder / name, {FUNCTION: [2]}, STACKED.format(name=name))
     if consistent:
         text = (update / "update.toml").read_text()
         (update / "update.toml").write_text(f"consistent = true\n{text}")
