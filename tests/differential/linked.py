@@ -33,6 +33,7 @@ COUNTING = re.compile(
 )
 ENDS = (
     "do_exit", "do_group_exit", "make_task_dead", "kthread_exit", "kthread_complete_and_exit",
+    "__x64_sys_exit", "__x64_sys_exit_group", "__ia32_sys_exit", "__ia32_sys_exit_group",
     "__module_put_and_kthread_exit",
 )  # fmt: skip
 NUMBER = re.compile(r"0x[0-9a-f]+")
