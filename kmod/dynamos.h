@@ -148,7 +148,6 @@ const struct dynamos_function *redirect_function(u32 id);
 void redirect_totals(u32 *functions, u32 *redirected);
 int redirect_activate(const u32 *ids, u32 count, struct dynamos_switch *sw);
 int redirect_deactivate(const u32 *ids, u32 count, struct dynamos_switch *sw);
-int redirect_retire(struct dynamos_retire *retire);
 int redirect_adapt(u32 id, int fd);
 
 /*
@@ -170,6 +169,9 @@ void text_unmap(struct text_patch *patch);
 int text_jump(u8 code[TRAMPOLINE_SIZE], unsigned long from, unsigned long to);
 int text_write_all(struct text_patch *patches, u32 count, bool activate,
 		   struct update *update, struct dynamos_switch *sw);
+
+/* retire.c */
+int redirect_retire(struct dynamos_retire *retire);
 
 /* lead.c: where calls of a function lead when several updates redirect it. */
 struct patching {
