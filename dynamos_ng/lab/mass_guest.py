@@ -62,8 +62,10 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
     def write(self) -> None:
-        """Put it where the host finds it even if this guest dies in the next moment."""
-        REPORT.write_text(json.dumps(asdict(self)))
+        """Put it where the host finds it whole even if this guest dies meanwhile."""
+        partial = REPORT.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self)))
+        partial.rename(REPORT)
 
 
 def busy(seed: int) -> Counter[str]:
