@@ -57,6 +57,8 @@ def command_line(argv: list[str]) -> int:
 
             return command.run(argv[1:])
         from dynamos_ng import cli
+
+        return cli.main(argv)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "dynamos_ng"):
@@ -73,7 +75,6 @@ def command_line(argv: list[str]) -> int:
             "python3-pyelftools python3-rich, or python3 -m pip install with the same names without python3-; "
             "demo and test fetch what they need by themselves"
         ) from None
-    return cli.main(argv)
 
 
 def main(argv: list[str]) -> int:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from dynamos_ng import __version__, control, lab
-from dynamos_ng.build.description import FILE
-from dynamos_ng.build.update import build
-from dynamos_ng.cli import bench, completion, doctor, history, policy, schema, survey, tables
-from dynamos_ng.cli import top as dashboard
+from dynamos_ng import __version__, control
+from dynamos_ng.cli import arguments
 from dynamos_ng.errors import DynamosError, UsageError
-from dynamos_ng.uapi import CONFIRM_MAX
 
 EXITS = """\
 exit status:
@@ -33,21 +28,11 @@ exit status:
 lab run otherwise ends with the command's own status."""
 
 
-def _class(text: str) -> int:
-    """Parse a policy class for argparse."""
-    value = int(text)
-    if not 0 <= value <= 255:
-        raise argparse.ArgumentTypeError(f"{value} is not a policy class: 0 to 255")
-    return value
+def _tables() -> ModuleType:
+    """Return the module that prints tables: what --json prints goes without."""
+    from dynamos_ng.cli import tables
 
-
-def _seconds(text: str) -> int:
-    """Parse a time for argparse: 90, 90s, 5m, 2h."""
-    found = re.fullmatch(r"(\d{1,6})([smh]?)", text)
-    seconds = int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0
-    if not 1 <= seconds <= CONFIRM_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 60s, 5m or 2h, of up to {CONFIRM_MAX // 3600}h")
-    return seconds
+    return tables
 
 
 def _show(options: argparse.Namespace, result: Any, render: Callable[[Any], None]) -> int:
@@ -60,6 +45,8 @@ def _show(options: argparse.Namespace, result: Any, render: Callable[[Any], None
 
 
 def _build(options: argparse.Namespace) -> int:
+    from dynamos_ng.build.update import build
+
     module = build(options.folder, options.output or Path.cwd())
     return _show(options, {"module": str(module)}, lambda result: print(result["module"]))
 
@@ -70,17 +57,19 @@ def _load(options: argparse.Namespace) -> int:
         result = control.call(
             "load_when_module", folder=str(path.resolve()), edition=options.edition, classes=options.policy_class
         )
-        return _show(options, result, tables.waiting)
+        return _show(options, result, lambda value: _tables().waiting(value))
     if options.edition or options.policy_class:
         raise UsageError("load: --edition and --class belong to --when-module; else they are for 'dynamos activate'")
-    if path.is_dir() or (path / FILE).exists():
+    if path.is_dir():
+        from dynamos_ng.build.update import build
+
         path = build(path, options.output or Path.cwd())
     elif not path.exists() and not path.suffix:
         path = path.with_name(path.name.replace("-", "_") + ".ko")
     if not path.exists():
         raise UsageError(f"{options.update}: neither a module file nor an update's folder")
     result = control.call("load", path=str(path.resolve()), watch=not options.no_probes)
-    return _show(options, result, tables.loaded)
+    return _show(options, result, lambda value: _tables().loaded(value))
 
 
 def _unload(options: argparse.Namespace) -> int:
@@ -92,7 +81,7 @@ def _unload(options: argparse.Namespace) -> int:
         names = [update["name"] for update in (*status["pending"], *status["updates"])]
     wait = None if options.wait else options.timeout
     results = [control.call("unload", name=name, wait=wait, nudge=options.nudge) for name in names]
-    return _show(options, results, tables.changes)
+    return _show(options, results, lambda value: _tables().changes(value))
 
 
 def _activate(options: argparse.Namespace) -> int:
@@ -100,7 +89,7 @@ def _activate(options: argparse.Namespace) -> int:
         "activate", name=options.update, edition=options.edition, classes=options.policy_class,
         confirm_within=options.confirm_within,
     )  # fmt: skip
-    return _show(options, result, tables.change)
+    return _show(options, result, lambda value: _tables().change(value))
 
 
 def _confirm(options: argparse.Namespace) -> int:
@@ -126,50 +115,82 @@ def _disable(options: argparse.Namespace) -> int:
 def _deactivate(options: argparse.Namespace) -> int:
     wait = None if options.wait else options.timeout
     result = control.call("deactivate", name=options.update, wait=wait, nudge=options.nudge)
-    return _show(options, result, tables.change)
+    return _show(options, result, lambda value: _tables().change(value))
 
 
 def _phase(options: argparse.Namespace) -> int:
     result = control.call("phase", name=options.update, move=options.move or "")
-    return _show(options, result, lambda value: tables.phase(options.update, value))
+    return _show(options, result, lambda value: _tables().phase(options.update, value))
 
 
 def _status(options: argparse.Namespace) -> int:
-    return _show(options, control.call("status"), tables.status)
+    return _show(options, control.call("status"), lambda value: _tables().status(value))
 
 
 def _quiescence(options: argparse.Namespace) -> int:
     result = control.call("quiescence", function=options.function, seconds=options.seconds)
-    return _show(options, result, lambda value: tables.quiescence([value]))
+    return _show(options, result, lambda value: _tables().quiescence([value]))
 
 
-def _policy_show(options: argparse.Namespace) -> int:
-    return _show(options, control.call("policy_show"), policy.show)
+def _policy(parser: argparse.ArgumentParser) -> None:
+    from dynamos_ng.cli import policy
+
+    policy.add_verbs(parser)
 
 
-def _policy_set(options: argparse.Namespace) -> int:
-    chosen = options.policy_class
-    if options.function is not None:
-        if options.edition is None:
-            raise UsageError("policy set --function: --edition is missing")
-        control.call("policy_edition", function=options.function, policy_class=chosen, edition=options.edition)
-    elif chosen is None:
-        raise UsageError("policy set: --class is missing")
-    elif options.pid is not None:
-        control.call("policy_process", pid=options.pid, policy_class=chosen)
-    else:
-        control.call("policy_rule", comm=options.comm, policy_class=chosen)
-    return _policy_show(options)
+def _completion(one: argparse.ArgumentParser) -> None:
+    from dynamos_ng.cli import completion
+
+    one.set_defaults(run=lambda _: print(completion.script(parser()), end=""))
 
 
-def _completion(_: argparse.Namespace) -> int:
-    print(completion.script(parser()), end="")
-    return 0
+def _schema(parser: argparse.ArgumentParser) -> None:
+    from dynamos_ng.cli import schema
+
+    schema.add_arguments(parser)
 
 
-def _schema(options: argparse.Namespace) -> int:
-    print(json.dumps(schema.schema(" ".join(options.verb)), indent=2))
-    return 0
+def _top(parser: argparse.ArgumentParser) -> None:
+    from dynamos_ng.cli import top
+
+    top.add_arguments(parser)
+
+
+def _history(parser: argparse.ArgumentParser) -> None:
+    from dynamos_ng.cli import history
+
+    history.add_arguments(parser)
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    from dynamos_ng.cli import doctor
+
+    doctor.add_arguments(parser)
+
+
+def _survey(parser: argparse.ArgumentParser) -> None:
+    from dynamos_ng.cli import survey
+
+    survey.add_arguments(parser)
+
+
+def _lab(parser: argparse.ArgumentParser) -> None:
+    from dynamos_ng import lab
+
+    lab.add_arguments(parser)
+
+
+#: Verbs that have a module of their own, which is imported only for them: the others start the quicker.
+APART: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...] = (
+    ("policy", _policy, "which process gets which edition"),
+    ("completion", _completion, "print completion for bash: source <(dynamos completion)"),
+    ("schema", _schema, "print the JSON Schema of what a verb prints with --json"),
+    ("top", _top, "watch updates, editions and calls; h tells the keys"),
+    ("history", _history, "what was changed, when, by whom, and how it ended"),
+    ("doctor", _doctor, "what works on this kernel, what does not, and why; changes nothing"),
+    ("survey", _survey, "which functions of a kernel can be cloned, and why not the others"),
+    ("lab", _lab, "try things out in a throw-away guest of a stock kernel"),
+)
 
 
 def _waiting(one: argparse.ArgumentParser) -> None:
@@ -184,12 +205,12 @@ def _waiting(one: argparse.ArgumentParser) -> None:
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     """Give a parser the options that say who gets which edition."""
     parser.add_argument("--edition", type=int, metavar="N", help="which edition (default: each one's newest)")
-    parser.add_argument("--class", dest="policy_class", type=_class, action="append", metavar="C",
+    parser.add_argument("--class", dest="policy_class", type=arguments.policy_class, action="append", metavar="C",
                         help="only for processes of this policy class; may be repeated")  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+def parser(asked: str = "") -> argparse.ArgumentParser:
+    """Return the parser of the command line; if one verb is ASKED for, of those in APART no other has arguments."""
     top = argparse.ArgumentParser(
         "dynamos",
         description="Change running kernel functions, one edition per process.",
@@ -199,10 +220,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     verbs = top.add_subparsers(metavar="VERB", required=True)
 
-    def verb(
-        name: str, run: Callable[[argparse.Namespace], int], text: str, to: Any = verbs
-    ) -> argparse.ArgumentParser:
-        one: argparse.ArgumentParser = to.add_parser(name, help=text, description=text)
+    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        one: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
         one.set_defaults(run=run)
         one.add_argument("--json", action="store_true", help="print JSON")
         return one
@@ -227,7 +246,7 @@ def parser() -> argparse.ArgumentParser:
     one = verb("activate", _activate, "redirect all functions of an update in one stop")
     one.add_argument("update")
     _add_choice(one)
-    one.add_argument("--confirm-within", type=_seconds, default=0, metavar="TIME",
+    one.add_argument("--confirm-within", type=arguments.time, default=0, metavar="TIME",
                      help="take it back by itself after TIME (60s, 5m, 2h) unless 'dynamos confirm' comes before; the "
                           "kernel module does so even if the daemon is killed")  # fmt: skip
 
@@ -258,40 +277,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("function")
     one.add_argument("--seconds", type=float, default=1.0, help="how long to sample stacks (1)")
 
-    policies = verbs.add_parser("policy", help="which process gets which edition").add_subparsers(
-        metavar="WHAT", required=True
-    )
-    policy.add_verbs(functools.partial(verb, to=policies))
-    verb("show", _policy_show, "show the policy in force, or classes, exec rules and editions", policies)
-    one = verb("set", _policy_set, "by hand: put a process, a program name or a function into a class", policies)
-    what = one.add_mutually_exclusive_group(required=True)
-    what.add_argument("--pid", type=int, help="a running process: until it execs or exits; children inherit")
-    what.add_argument("--comm", help="every program of this name from its next exec on; class 0 ends the rule")
-    what.add_argument("--function", help="with --edition: what a class, or without --class all of them, get")
-    one.add_argument("--class", dest="policy_class", type=_class, metavar="C", help="policy class, 0 to 255")
-    one.add_argument("--edition", type=int, metavar="N")
-
-    one = verbs.add_parser("completion", help="print completion for bash: source <(dynamos completion)")
-    one.set_defaults(run=_completion)
-
-    one = verbs.add_parser("schema", help="print the JSON Schema of what a verb prints with --json")
-    one.add_argument("verb", nargs="+", metavar="VERB", help=", ".join(schema.VERBS))
-    one.set_defaults(run=_schema)
-
-    dashboard.add_arguments(verb("top", dashboard.main, "watch updates, editions and calls; h tells the keys"))
-    history.add_arguments(verb("history", history.main, "what was changed, when, by whom, and how it ended"))
-
-    verb("doctor", doctor.main, "what works on this kernel, what does not, and why; changes nothing")
-
-    one = verbs.add_parser("survey", help="which functions of a kernel can be cloned, and why not the others")
-    one.set_defaults(run=survey.main)
-    survey.add_arguments(one)
-
+    for name, give_arguments, text in APART:
+        one = verbs.add_parser(name, help=text, description=text)
+        if asked in ("", name):
+            give_arguments(one)
     verbs.add_parser("bench", help="measure what is claimed, and compare two measurements")
-
-    one = verbs.add_parser("lab", help="try things out in a throw-away guest of a stock kernel")
-    one.set_defaults(run=lab.main)
-    lab.add_arguments(one)
     return top
 
 
@@ -300,8 +290,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] == ["bench"]:
+            from dynamos_ng.cli import bench
+
             return bench.run(words[1:])
-        options = parser().parse_args(words)
+        named = words[:1] and not words[0].startswith("-")
+        options = parser(words[0] if named else "-").parse_args(words)
+        if not getattr(options, "json", None):
+            _tables()  # before anything is changed: what it needs may not be installed
         return int(options.run(options))
     except DynamosError as error:
         print(f"dynamos: {error}", file=sys.stderr)

@@ -18,6 +18,12 @@ MARKS = {
 }
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the verb's arguments."""
+    parser.set_defaults(run=main)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def main(options: argparse.Namespace) -> int:
     """Look at the running kernel; returns 0 if dynamos can work here, else 1."""
     return doctor.main(options.json, show)

@@ -23,6 +23,8 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser the verb's arguments."""
+    parser.set_defaults(run=main)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("update", nargs="?", help="only what was done to this update, with what was measured")
     parser.add_argument("--since", type=since, metavar="WHEN",
                         help="30s, 10m, 2h or 3d ago, or a date, or one with a time: 2026-01-31T09:30")  # fmt: skip

@@ -1,4 +1,4 @@
-"""dynamos policy: check, apply, clear, explain, diff."""
+"""dynamos policy: which process gets which edition, by a policy's file or by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamos_ng import control, host
-from dynamos_ng.cli import tables
+from dynamos_ng.cli import arguments, tables
 from dynamos_ng.cli.tables import console, plain_table
 from dynamos_ng.errors import UsageError
 from dynamos_ng.policy import language
@@ -153,8 +153,35 @@ def show(value: dict[str, Any]) -> None:
     tables.editions(value["rows"])
 
 
-def add_verbs(verb: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
-    """Add what there is beside show and set."""
+def _show(options: argparse.Namespace) -> int:
+    return _print(options, control.call("policy_show"), show)
+
+
+def _set(options: argparse.Namespace) -> int:
+    chosen = options.policy_class
+    if options.function is not None:
+        if options.edition is None:
+            raise UsageError("policy set --function: --edition is missing")
+        control.call("policy_edition", function=options.function, policy_class=chosen, edition=options.edition)
+    elif chosen is None:
+        raise UsageError("policy set: --class is missing")
+    elif options.pid is not None:
+        control.call("policy_process", pid=options.pid, policy_class=chosen)
+    else:
+        control.call("policy_rule", comm=options.comm, policy_class=chosen)
+    return _show(options)
+
+
+def add_verbs(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the verbs below policy."""
+    verbs = parser.add_subparsers(metavar="WHAT", required=True)
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        one = verbs.add_parser(name, help=text, description=text)
+        one.set_defaults(run=run)
+        one.add_argument("--json", action="store_true", help="print JSON")
+        return one
+
     for name, run, text in (
         ("check", _check, "check a policy, and say which rules the kernel decides; needs no daemon"),
         ("apply", _apply, "put a policy into force, in place of the one before; all processes see one or the other"),
@@ -163,3 +190,12 @@ def add_verbs(verb: Callable[[str, Callable[[argparse.Namespace], int], str], ar
         verb(name, run, text).add_argument("file", type=Path)
     verb("clear", _clear, "take the policy in force away: every process is then in class 0")
     verb("explain", _explain, "why a process is in its class, and since when").add_argument("pid", type=int)
+    verb("show", _show, "show the policy in force, or classes, exec rules and editions")
+    one = verb("set", _set, "by hand: put a process, a program name or a function into a class")
+    what = one.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pid", type=int, help="a running process: until it execs or exits; children inherit")
+    what.add_argument("--comm", help="every program of this name from its next exec on; class 0 ends the rule")
+    what.add_argument("--function", help="with --edition: what a class, or without --class all of them, get")
+    one.add_argument("--class", dest="policy_class", type=arguments.policy_class, metavar="C",
+                     help="policy class, 0 to 255")  # fmt: skip
+    one.add_argument("--edition", type=int, metavar="N")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
 import types
 import typing
 from enum import Enum
@@ -40,6 +42,18 @@ _SIMPLE: dict[type, dict[str, Any]] = {
     str: {"type": "string"}, bool: {"type": "boolean"}, int: _INTEGER, float: {"type": "number"},
     bytes: {"type": "string", "pattern": "^([0-9a-f]{2})*$"}, type(None): {"type": "null"},
 }  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the verb's arguments."""
+    parser.set_defaults(run=main)
+    parser.add_argument("verb", nargs="+", metavar="VERB", help=", ".join(VERBS))
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the schema that was asked for; returns 0."""
+    print(json.dumps(schema(" ".join(options.verb)), indent=2))
+    return 0
 
 
 def schema(verb: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ SHOWN = 14
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser the options that `main` takes."""
+    parser.set_defaults(run=main)
     parser.add_argument("--image", type=Path, metavar="FILE",
                         help="a saved kernel: a folder of `lab save-image`, a vmlinux, a vmlinuz or a copy of "
                         "/proc/kcore (default: the running kernel)")  # fmt: skip

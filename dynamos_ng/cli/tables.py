@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dynamos_ng.errors import GuestDied, GuestTimeout
-from dynamos_ng.lab.matrix import Row
+
+if TYPE_CHECKING:
+    from dynamos_ng.lab.matrix import Row
 
 WORDS = {
     "loaded": "[disabled]", "enabling": "[enabling...]", "redirected": "[enabled]", "draining": "[disabling...]",

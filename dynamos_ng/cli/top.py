@@ -33,6 +33,8 @@ GAP = 2.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser the verb's arguments."""
+    parser.set_defaults(run=main)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--once", action="store_true", help="print everything once; so it is without a terminal")
     parser.add_argument("--interval", type=seconds, default=1.0, metavar="S", help="how often to look (1)")
     parser.add_argument("--replay", type=Path, metavar="PATH",

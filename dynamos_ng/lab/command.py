@@ -17,6 +17,7 @@ from dynamos_ng.lab import machine, mass, matrix, root, saved, variants
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a parser the lab's verbs; `main` takes what it parses."""
+    parser.set_defaults(run=main)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     one = verbs.add_parser("run", help="boot a guest, run a command in it as root, and exit with its status")
     one.set_defaults(lab="run")
