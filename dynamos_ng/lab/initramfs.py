@@ -17,7 +17,7 @@ GUEST = Path(__file__).with_name("guest")
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "9pnet_virtio", "9p", "overlay", "ext4")
 #: Older kernels' ext4 asks for it by name at run time; newer ones have it built in.
 OPTIONAL = "crc32c_generic"
-APPLETS = ("sh", "mount", "insmod", "mkdir", "cp", "sleep", "chmod", "hostname", "ifconfig", "switch_root")
+APPLETS = ("sh", "mount", "insmod", "mkdir", "cp", "ln", "sleep", "chmod", "hostname", "ifconfig", "switch_root")
 
 
 def module_order(root: Root) -> list[Path]:
@@ -43,7 +43,7 @@ def module_order(root: Root) -> list[Path]:
 
 def _build(root: Root, scripts: dict[str, bytes]) -> bytes:
     archive = Archive()
-    for folder in ("proc", "sys", "dev", "lower", "writable", "root"):
+    for folder in ("proc", "sys", "dev", "lower", "checkout", "writable", "root"):
         archive.folder(folder)
     archive.file("bin/busybox", (root.tree / "lab/busybox").read_bytes(), 0o755)
     for applet in APPLETS:
