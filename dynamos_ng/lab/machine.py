@@ -117,7 +117,8 @@ def run(
     """Run a command in a new guest as root and return how it ended.
 
     `timeout`: seconds for the command itself; the boot has its own limit. `out_dir` is /out in the guest, CHECKOUT is
-    /dynamos (what is written there stays in the guest). `on_output` gets the output as it comes. `cmdline`: kernel arguments besides the usual.
+    /dynamos (what is written there stays in the guest). `on_output` gets the output as it comes. `cmdline`: kernel
+    arguments besides the usual.
     `stop` is asked twice a second; a reason that it gives ends the guest with GuestTimeout.
     `expected`: regular expressions, each for one line of kernel trouble that must come up, and is none then.
     `kernel`: one of root.KERNELS. `cpu`: one of PROCESSORS, or a model that QEMU knows.
