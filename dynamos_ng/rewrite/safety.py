@@ -13,6 +13,8 @@ from dynamos_ng.rewrite.reader import Body, breakpoint_reached
 
 #: Where ftrace's own calls go, by name; its other trampolines lie outside the kernel's text.
 _FTRACE = frozenset(("__fentry__", "ftrace_caller", "ftrace_graph_caller", "ftrace_regs_caller", "ftrace_stub"))
+#: Later kernels have the site jump there where fexit programs are attached; it goes on behind the site.
+_BPF_TRAMPOLINE = "bpf_trampoline_"
 _CALLERS = "redirect one of its callers instead"
 
 
@@ -61,7 +63,7 @@ def entry(kernel: Kernel, symbol: Symbol, body: Body) -> Entry:
 
 
 def is_ftrace_site(kernel: Kernel, first: Instruction) -> bool:
-    """Return whether a function's first instruction is its ftrace site: idle, or calling into ftrace."""
+    """Return whether a function's first instruction is its ftrace site: idle, or leading into ftrace."""
     if first.size != len(kernel.arch.nop5):
         return False
     if any(key.address == first.address for key in kernel.static_keys(first.address, first.end)):
@@ -70,6 +72,9 @@ def is_ftrace_site(kernel: Kernel, first: Instruction) -> bool:
         return False
     if first.code in kernel.arch.idle:
         return True
+    if first.kind is Kind.JUMP and first.target is not None and not kernel.in_text(first.target):
+        to = kernel.containing(first.target)
+        return to is not None and to.module == "bpf" and to.name.startswith(_BPF_TRAMPOLINE)
     if first.kind is not Kind.CALL or first.target is None:
         return False
     return not kernel.in_text(first.target) or bool(_FTRACE.intersection(kernel.names(first.target)))

@@ -90,7 +90,8 @@ class MemoryKernel:
         if not below:
             return None
         start, name = max(below)
-        return Symbol(name, start, self.lengths.get(start, 0x100), "some_module" if start >= MODULE else "")
+        module = "" if start < MODULE else "bpf" if name.startswith("bpf_") else "some_module"
+        return Symbol(name, start, self.lengths.get(start, 0x100), module)
 
     def names(self, address: int) -> tuple[str, ...]:
         return tuple(name for name, start in self.symbols.items() if start == address)

@@ -325,6 +325,16 @@ def test_the_ftrace_site_is_listed() -> None:
     assert relocations(unit)[start + 1] == ("R_X86_64_PLT32", "__fentry__", -4)
 
 
+def test_whoever_uses_the_ftrace_site_leaves_no_trace_in_a_clone() -> None:
+    rest = "31c0 90 90 90 c3 cc cc"
+    plain = update(NOP5 + rest)
+    away = MODULE - TEXT - 5
+    for opcode, name in (("e8", "ftrace_trampoline"), ("e8", "bpf_trampoline_1"), ("e9", "bpf_trampoline_1")):
+        used = update(opcode + away.to_bytes(4, "little", signed=True).hex() + rest, symbols={name: MODULE})
+        assert section(used, ".text").data == section(plain, ".text").data
+        assert relocations(used) == relocations(plain)
+
+
 def test_unwind_entries_follow_the_instructions() -> None:
     # 5: push %rbx; 6: xor; 8: pop %rbx; 9: ret
     states = [(TEXT, ENTRY_STATE), (TEXT + 6, FRAME), (TEXT + 9, ENTRY_STATE)]
