@@ -22,6 +22,10 @@ MAXACTIVE_MAX = 4096
 
 #: Of an address in the kernel's list of probes.
 _DIGITS = 2 * struct.calcsize("P")
+_COMPLAINTS = {
+    "Invalid probed address or symbol": errno.ENOENT,
+    "The symbol is not unique": errno.EADDRNOTAVAIL,
+}
 _NAME = re.compile(rf":{GROUP}/(\w*?_(\d+)_\d+_\d+) ")
 
 
@@ -38,8 +42,20 @@ def _command(text: str) -> None:
     fd = os.open(tracefs() / "kprobe_events", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Later kernels say EINVAL to whatever they do not like in a command, and what it was in a log.
+        number = complaint((tracefs() / "error_log").read_text(), text)
+        raise OSError(number, os.strerror(number)) from None
     finally:
         os.close(fd)
+
+
+def complaint(log: str, command: str) -> int:
+    """Return the errno for what tracefs' error_log says last of a command; EINVAL if it says nothing special."""
+    said = re.findall(rf"error: (.*)\n *Command: {re.escape(command)}\n", log)
+    return _COMPLAINTS.get(said[-1] if said else "", errno.EINVAL)
 
 
 def define_entry(event: str, place: str) -> int:

@@ -16,9 +16,11 @@ from conftest import pipe
 from dynamos_ng import bpf, kprobes
 from dynamos_ng.build import dynamos_ko
 from dynamos_ng.demo import load as work
+from dynamos_ng.image import Kernel
 from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.model import CallCounts
 from dynamos_ng.probes import Probes
+from dynamos_ng.rewrite.clone import examine
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,8 @@ def test_programs_that_the_kernel_skipped_are_shown(probes: Probes) -> None:
 
 def test_unwatchable_functions_are_named_with_the_reason(probes: Probes) -> None:
     entry = "do_syscall_64" if os.uname().machine == "x86_64" else "do_int80_syscall_32"
-    inside = symbols("version_proc_show")["version_proc_show"][0] + 5  # after the ftrace site
+    kernel = Kernel.live()
+    inside = examine(kernel, kernel.function("version_proc_show")).entry.site  # after the ftrace site
     names = ["no_such_function", entry, "kstrtoll", "version_proc_show"]
     refused = {one.name: one.reason for one in probes.watch(names) + probes.watch({"inside": inside})}
     assert refused == {
