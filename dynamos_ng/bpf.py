@@ -125,6 +125,8 @@ class _ProgInfo(c.Structure):
         ("nr_map_ids", c.c_uint32),
         ("map_ids", c.c_uint64),
         ("name", c.c_char * 16),
+        ("between", c.c_uint8 * 128),
+        ("recursion_misses", c.c_uint64),
     ]
 
 
@@ -320,6 +322,13 @@ def program_name(fd: int) -> str:
     raw = _ProgInfo()
     _info(fd, raw)
     return str(raw.name.decode())
+
+
+def program_misses(fd: int) -> int:
+    """Return how often a program was to run and did not, for it was running on that CPU already."""
+    raw = _ProgInfo()
+    _info(fd, raw)
+    return int(raw.recursion_misses)
 
 
 def verifier_words(kind: int, code: bytes, licence: bytes) -> str:

@@ -254,6 +254,10 @@ void modules_exit(void);
 int modules_info(struct dynamos_module_info *info);
 const struct module *modules_held(const struct module *update, const char *name);
 
+/* classify.c: no fork, exec or exit is passed over. */
+int classify_init(void);
+void classify_exit(void);
+
 /* unexported.c: the one place that reaches for what the kernel does not export. */
 int unexported_init(void);
 struct task_struct *unexported_idle_task(int cpu);

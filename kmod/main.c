@@ -16,9 +16,18 @@ static int __init dynamos_init(void)
 	err = modules_init();
 	if (err)
 		return err;
+	err = classify_init();
+	if (err)
+		goto modules;
 	err = device_init();
 	if (err)
-		modules_exit();
+		goto classify;
+	return 0;
+
+classify:
+	classify_exit();
+modules:
+	modules_exit();
 	return err;
 }
 
@@ -32,6 +41,7 @@ static void __exit dynamos_exit(void)
 	confirm_exit();
 	phase_exit();
 	threads_exit();
+	classify_exit();
 	modules_exit();
 	maps_put();
 }

@@ -229,6 +229,21 @@ def test_a_reused_pid_never_has_the_old_class(maps: bpfmaps.Maps) -> None:
     pytest.fail("the PID was never ours again")
 
 
+def passed_over() -> int:
+    """Return how many forks, execs and exits the programs that our own pins lead to did not see."""
+    missed, links = 0, list(PINS.glob("classify-*/*"))
+    assert len(links) == 3
+    for path in links:
+        link = bpf.open_pin(path)
+        info = bpf.link_info(link)
+        assert info is not None
+        program = bpf.program_by_id(info.program)
+        missed += bpf.program_misses(program)
+        os.close(program)
+        os.close(link)
+    return missed
+
+
 def test_classes_stay_apart_while_pids_wrap_around(maps: bpfmaps.Maps) -> None:
     pid_max = Path("/proc/sys/kernel/pid_max")
     before = pid_max.read_text()
@@ -244,6 +259,7 @@ def test_classes_stay_apart_while_pids_wrap_around(maps: bpfmaps.Maps) -> None:
     finally:
         pid_max.write_text(before)
     assert not {21, 22} & set(dict(maps.classified()).values())
+    assert passed_over() == 0
 
 
 # Takeover
