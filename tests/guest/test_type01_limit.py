@@ -102,7 +102,7 @@ def test_what_somebody_else_wrote_is_left(
     [
         ("vfs_read", "u32", "code"),
         ("no_such_variable", "u32", "no variable of this name"),
-        ("kernel_cpustat", "u64", "own|image"),
+        ("kernel_cpustat", "u64", "own|image|freed"),
         ("print_fatal_signals", "u64", "bytes further"),
     ],
 )
