@@ -129,13 +129,14 @@ static bool sleeps_elsewhere(struct stack_scan *scan, struct task_struct *task)
  * Whether a word can be a return address: a call stands in front of it. A
  * pointer to a function cannot, and is never taken for stale: the callback that
  * somebody handed on may be all that is left of him. The compiler aligns
- * functions, so one behind another's last call is not taken for its return.
+ * functions, so one behind another's last call is not taken for its return;
+ * inside an edition no other function begins.
  */
 static bool is_return_address(unsigned long word)
 {
 	u8 code[CALL_SIZE];
 
-	return !IS_ALIGNED(word, FUNCTION_ALIGN) &&
+	return (!IS_ALIGNED(word, FUNCTION_ALIGN) || redirect_inside(word)) &&
 	       !copy_from_kernel_nofault(code, (void *)(word - CALL_SIZE), CALL_SIZE) &&
 	       (code[0] == CALL_REL32 || code[CALL_SIZE - 2] == CALL_REGISTER);
 }
