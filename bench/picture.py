@@ -1,4 +1,4 @@
-"""Pictures of reports: tables and bars in the terminal, by rich; a PNG if matplotlib is here."""
+"""Pictures of reports: tables and bars in the terminal, by rich; a PNG by matplotlib."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from rich.text import Text
 
 from bench.report import MOST, Figure, Report
-from dynamos_ng.cli.tables import console, plain_table
-from dynamos_ng.errors import MissingTool
+from dynamos_ng.cli.tables import bar, console, plain_table, pyplot
 
 WIDTH = 24
 _MET = {True: ("met", "green"), False: ("missed", "red"), None: ("", "")}
@@ -23,12 +22,6 @@ def number(value: float | None) -> str:
 def group(figure: Figure) -> str:
     """Return what figures are drawn together: those whose names begin alike and that have one unit."""
     return f"{figure.name.rpartition('/')[0]}, {figure.unit}" if "/" in figure.name else figure.unit
-
-
-def bar(value: float, most: float, width: int = WIDTH) -> str:
-    """Return a bar that is WIDTH wide for MOST, in eighths of a character."""
-    eighths = max(0, round(8 * width * value / most)) if most > 0 else 0
-    return "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
 
 
 def show(report: Report) -> None:
@@ -46,22 +39,16 @@ def show(report: Report) -> None:
             sign = "≤ " if figure.bound == MOST else "≥ "
             target = "" if figure.target is None else sign + number(figure.target)
             label = figure.name.rpartition("/")[2]
-            table.add_row(label, number(figure.value), bar(figure.value, most), target, Text(word, style=style))
+            table.add_row(label, number(figure.value), bar(figure.value, most, WIDTH), target, Text(word, style=style))
         console.print(table)
 
 
 def png(report: Report, path: Path) -> None:
     """Draw a report's figures into PATH, a panel for each group; MissingTool without matplotlib."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise MissingTool("bench: --png needs matplotlib: apt install python3-matplotlib") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    plot = pyplot()
     groups = [(name, list(members)) for name, members in groupby(report.figures, group)]
     heights = [len(figures) + 1 for _name, figures in groups]
-    drawing, panels = pyplot.subplots(
+    drawing, panels = plot.subplots(
         len(groups), figsize=(9, 0.3 * sum(heights) + 1), squeeze=False, height_ratios=heights, layout="constrained"
     )
     for panel, (name, figures) in zip(panels[:, 0], groups, strict=True):
@@ -74,4 +61,4 @@ def png(report: Report, path: Path) -> None:
                 panel.plot([figure.target] * 2, [row - 0.5, row + 0.5], color="red")
     drawing.suptitle(report.benchmark)
     drawing.savefig(path)
-    pyplot.close(drawing)
+    plot.close(drawing)

@@ -70,13 +70,14 @@ static __always_inline void *lookup_or_try_init(void *map, const void *key,
 
 /* The first and only variable of .rodata. */
 const volatile struct {
-	u32 task_pid, task_tgid, task_signal, signal_live;
+	u32 task_pid, task_tgid, task_signal, signal_live, return_value;
 } offsets = {};
 
 #define TASK_PID	offsets.task_pid
 #define TASK_TGID	offsets.task_tgid
 #define TASK_SIGNAL	offsets.task_signal
 #define SIGNAL_LIVE	offsets.signal_live
+#define RETURN_VALUE	offsets.return_value
 
 char LICENSE[] SEC("license") = "GPL";
 

@@ -86,6 +86,7 @@ def verbs(
         "status": lambda: snapshot(manager, pending, boot),
         "history": recent,
         "quiescence": manager.quiescence,
+        "latency": manager.latency,
         "policy_show": lambda: explanation.show(manager, enforcement),
         "policy_apply": enforcement.apply,
         "policy_clear": enforcement.clear,

@@ -31,6 +31,8 @@ from dynamos_ng.errors import BuildError, KernelRefused, MissingTool
 SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 BCC, LIBBPF = "bcc", "libbpf"
 _LIBRARY = "libbpf.so.1"
+#: Places that only the running kernel tells, in the order of bpf/libbpf.h.
+OFFSETS = ("TASK_PID", "TASK_TGID", "TASK_SIGNAL", "SIGNAL_LIVE", "RETURN_VALUE")
 LICENCE = b"GPL"
 #: How much of the verifier's log an error shows: its end says what is wrong.
 VERIFIER_LINES = 24
@@ -45,15 +47,15 @@ class Source:
     """A file of bpf/, the type of its programs, and what is left open in it.
 
     `entries` gives the room in maps by name, of ring buffers in pages. `pins` are maps that are there already, by name.
-    `offsets` are those of TASK_PID, TASK_TGID, TASK_SIGNAL and SIGNAL_LIVE, in this order. `text` is that of a source
-    that is not in bpf/ but an author's, who also says how much room there is; it may use `constants`.
+    `offsets` are those of OFFSETS that it uses. `text` is that of a source that is not in bpf/ but an author's, who
+    also says how much room there is; it may use `constants`.
     """
 
     file: str
     kind: int
     entries: Mapping[str, int] = field(default_factory=dict)
     pins: Mapping[str, Path] = field(default_factory=dict)
-    offsets: tuple[int, ...] = ()
+    offsets: Mapping[str, int] = field(default_factory=dict)
     text: str = ""
     constants: Mapping[str, int] = field(default_factory=dict)
 
@@ -129,7 +131,7 @@ class _Bcc(Programs):
         bcc = importlib.import_module("bcc")
         defines: dict[str, object] = {f"{name.upper()}_ENTRIES": room for name, room in source.entries.items()}
         defines |= {f"{name.upper()}_PIN": f'"{path}"' for name, path in source.pins.items()}
-        defines |= zip(("TASK_PID", "TASK_TGID", "TASK_SIGNAL", "SIGNAL_LIVE"), source.offsets, strict=False)
+        defines |= source.offsets
         defines |= _constants(source)
         flags = [f"-D{name}={value}" for name, value in defines.items()]
         # Kernels from 6.12 on use anonymous members in headers that bcc 0.26 does not know.
@@ -251,7 +253,7 @@ class _Libbpf(Programs):
             finally:
                 os.close(fd)
         if source.offsets:
-            raw = struct.pack(f"={len(source.offsets)}I", *source.offsets)
+            raw = struct.pack(f"={len(OFFSETS)}I", *(source.offsets.get(name, 0) for name in OFFSETS))
             self._done("offsets", library.bpf_map__set_initial_value(self._map(".rodata"), raw, len(raw)))
 
     def _made(self, what: str, pointer: int | None) -> int:

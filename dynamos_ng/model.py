@@ -16,6 +16,7 @@ __all__ = [
     "Confirmation",
     "Cost",
     "Edition",
+    "EditionLatency",
     "EditionUse",
     "EnabledUpdate",
     "Event",
@@ -23,6 +24,7 @@ __all__ = [
     "FunctionState",
     "FunctionStatus",
     "Holder",
+    "Latency",
     "Module",
     "Peer",
     "PendingUpdate",
@@ -170,6 +172,29 @@ class CallCounts:
     entries: int
     exits: int
     missed: int
+
+
+@dataclass(frozen=True)
+class EditionLatency:
+    """How long the calls of an edition took: counts by bucket of latency.py, those that are not 0, in order.
+
+    `errors` of the calls returned what, read as an int, is an errno. `lost` ones returned, but nobody saw them begin.
+    """
+
+    number: int
+    calls: int
+    errors: int
+    lost: int
+    histogram: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The calls of a function's editions over the same time."""
+
+    function: str
+    seconds: float
+    editions: tuple[EditionLatency, ...]
 
 
 @dataclass(frozen=True)

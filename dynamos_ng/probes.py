@@ -35,11 +35,12 @@ _CLASSIFIERS = {
 }
 
 
-def _offsets() -> tuple[int, ...]:
+def _offsets() -> dict[str, int]:
     """Return where the programs find things in a task, which dynamos.ko knows: it was compiled for this kernel."""
     with Device() as device:
         info = device.info()
-    return info.pid_offset, info.tgid_offset, info.signal_offset, info.live_offset
+    found = info.pid_offset, info.tgid_offset, info.signal_offset, info.live_offset
+    return dict(zip(engine.OFFSETS, found, strict=False))
 
 
 # Classification
@@ -145,11 +146,37 @@ _KINDS = ("fork", "exec", "exit")
 
 
 @dataclass(frozen=True)
-class _Watch:
+class Watch:
+    """A function with programs at its entry and returns: its slot, the names of the two events, and their undo."""
+
     slot: int
     entry: str
     exit: str
     undo: ExitStack
+
+
+def attach_pair(
+    name: str, slot: int, place: str, programs: tuple[int, int], maxactive: int, breakpoints: bool
+) -> Watch:
+    """Have programs run at a function's entry and at its returns, with SLOT as their cookie. OSError, _Breakpoint.
+
+    NAME ends as kprobes.sweep wants it.
+    """
+    entry, back = f"entry_{name}", f"return_{name}"
+    with ExitStack() as undo:
+        entry_id = kprobes.define_entry(entry, place)
+        undo.callback(kprobes.remove, entry)
+        if not breakpoints and kprobes.uses_breakpoint(place):
+            raise _Breakpoint
+        back_id = kprobes.define_return(back, place, maxactive)
+        undo.callback(kprobes.remove, back)
+        # Entries first: a call that begins between the two is then taken for one in progress for good;
+        # the other way round it would hide one that is.
+        for event_id, program in zip((entry_id, back_id), programs, strict=True):
+            perf, link = bpf.attach_to_trace_event(event_id, program, slot)
+            undo.callback(os.close, perf)
+            undo.callback(os.close, link)
+        return Watch(slot, entry, back, undo.pop_all())
 
 
 # Measuring
@@ -171,7 +198,7 @@ class Probes(Closing):
         self._prefix = f"calls_{os.getpid()}_{Probes._serial}"
         self._cpus = bpfmaps.possible_cpus()
         self._undo = ExitStack()
-        self._watched: dict[str, _Watch] = {}
+        self._watched: dict[str, Watch] = {}
         self._calls = -1
         self._programs = (-1, -1)
         self._sampler: Sampler | None = None
@@ -229,27 +256,13 @@ class Probes(Closing):
                     refused.append(Unwatchable(name, reason))
         return tuple(refused)
 
-    def _attach(self, place: str, breakpoints: bool) -> _Watch:
+    def _attach(self, place: str, breakpoints: bool) -> Watch:
         used = {watch.slot for watch in self._watched.values()}
         slot = next((slot for slot in range(SLOTS) if slot not in used), None)
         if slot is None:
             raise KernelRefused(f"probes: {SLOTS} functions are watched already; unwatch one first")
         bpf.update(self._calls, struct.pack("=I", slot), bytes(16 * self._cpus))
-        entry, back = f"entry_{self._prefix}_{slot}", f"return_{self._prefix}_{slot}"
-        with ExitStack() as undo:
-            entry_id = kprobes.define_entry(entry, place)
-            undo.callback(kprobes.remove, entry)
-            if not breakpoints and kprobes.uses_breakpoint(place):
-                raise _Breakpoint
-            back_id = kprobes.define_return(back, place, self._maxactive)
-            undo.callback(kprobes.remove, back)
-            # Entries first: a call that begins between the two is then taken for one in progress for good;
-            # the other way round it would hide one that is.
-            for event_id, program in ((entry_id, self._programs[0]), (back_id, self._programs[1])):
-                perf, link = bpf.attach_to_trace_event(event_id, program, slot)
-                undo.callback(os.close, perf)
-                undo.callback(os.close, link)
-            return _Watch(slot, entry, back, undo.pop_all())
+        return attach_pair(f"{self._prefix}_{slot}", slot, place, self._programs, self._maxactive, breakpoints)
 
     def unwatch(self, names: Iterable[str]) -> None:
         """Detach from these functions and forget their counts; unknown names are passed over."""

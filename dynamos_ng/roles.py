@@ -25,7 +25,9 @@ _SO_PEERGROUPS = 59
 #: Python reads no longer options: who has more than 256 groups beside his own counts as having none of them.
 _OPTION_MAX = 1024
 #: Verbs that only look.
-LOOKS = frozenset(("ping", "status", "history", "quiescence", "policy_show", "policy_explain", "policy_diff"))
+LOOKS = frozenset(
+    ("ping", "status", "history", "quiescence", "latency", "policy_show", "policy_explain", "policy_diff")
+)
 
 
 class Role(IntEnum):

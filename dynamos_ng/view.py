@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from dynamos_ng import adaptation, bpfmaps, holders, neighbours, probes
+from dynamos_ng import adaptation, bpfmaps, holders, neighbours, probes, timing
 from dynamos_ng.build import dynamos_ko
 from dynamos_ng.build.description import module_name, update_name
 from dynamos_ng.device import Device
@@ -24,6 +24,7 @@ from dynamos_ng.model import (
     Function,
     FunctionState,
     FunctionStatus,
+    Latency,
     Quiescence,
     SampledStack,
     Snapshot,
@@ -33,6 +34,8 @@ from dynamos_ng.model import (
 )
 from dynamos_ng.neighbours import Kprobe
 
+#: Nobody else can time calls meanwhile, and the probes cost time: seconds.
+LATENCY_MAX = 600.0
 #: Of the stacks that were sampled, so many are told.
 SAMPLED_SHOWN = 20
 
@@ -42,6 +45,7 @@ class View:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._timing = threading.Lock()
         self._symbols_of: tuple[str, Symbols | None] = "", None
         self._unwatched: dict[str, str] = {}
         self._undo = ExitStack()
@@ -213,6 +217,24 @@ class View:
                 SampledStack(stack.samples, tuple(map(symbols.label, stack.frames))) for stack in stacks[:SAMPLED_SHOWN]
             )
         return replace(self.measure(found, samples), sampled=sampled)
+
+    def latency(self, function: str, editions: Sequence[int] = (), seconds: float = 10.0) -> Latency:
+        """Time the calls of a function's editions, of all or of those named, for so many seconds.
+
+        Callers take turns.
+        """
+        found = self.function(function)
+        if not 0 < seconds <= LATENCY_MAX:
+            raise UsageError(f"{function}: {seconds:g} s; a measurement takes up to {LATENCY_MAX:g} s")
+        places = {edition.number: edition.start for edition in found.editions}
+        if unknown := [number for number in editions if number not in places]:
+            raise UsageError(f"{function} has no edition {unknown[0]}; it has {', '.join(map(str, sorted(places)))}")
+        if found.state is not FunctionState.REDIRECTED:
+            update = update_name(found.update)
+            raise UsageError(f"{function}: its calls go to the original; first: dynamos activate {update}")
+        chosen = {number: places[number] for number in sorted(editions or places)}
+        with self._timing:
+            return Latency(function, seconds, timing.measure(chosen, seconds))
 
     def watch(self, functions: Sequence[Function]) -> tuple[tuple[str, str], ...]:
         """Count calls of originals with probes; return name and reason of those where that cannot be done."""

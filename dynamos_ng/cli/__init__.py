@@ -156,6 +156,12 @@ def _top(parser: argparse.ArgumentParser) -> None:
     top.add_arguments(parser)
 
 
+def _ab(parser: argparse.ArgumentParser) -> None:
+    from dynamos_ng.cli import ab
+
+    ab.add_arguments(parser)
+
+
 def _history(parser: argparse.ArgumentParser) -> None:
     from dynamos_ng.cli import history
 
@@ -186,6 +192,7 @@ APART: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...] = 
     ("completion", _completion, "print completion for bash: source <(dynamos completion)"),
     ("schema", _schema, "print the JSON Schema of what a verb prints with --json"),
     ("top", _top, "watch updates, editions and calls; h tells the keys"),
+    ("ab", _ab, "time the calls of a function's editions side by side, and tell what differs"),
     ("history", _history, "what was changed, when, by whom, and how it ended"),
     ("doctor", _doctor, "what works on this kernel, what does not, and why; changes nothing"),
     ("survey", _survey, "which functions of a kernel can be cloned, and why not the others"),

@@ -10,11 +10,12 @@ import typing
 from enum import Enum
 from typing import Any
 
-from dynamos_ng import journal, model, policy_values
+from dynamos_ng import journal, latency, model, policy_values
 from dynamos_ng.errors import UsageError
 
 #: What each verb prints; a dict is an object of just these members.
 VERBS: dict[str, Any] = {
+    "ab": latency.Report,
     "activate": model.Change,
     "build": {"module": str},
     "confirm": {"confirmed": str},

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dynamos_ng.errors import GuestDied, GuestTimeout
+from dynamos_ng.errors import GuestDied, GuestTimeout, MissingTool
 
 if TYPE_CHECKING:
     from dynamos_ng.lab.matrix import Row
@@ -30,6 +30,24 @@ def plain_table(*columns: str, title: str = "") -> Table:
         number = column.startswith("#")
         table.add_column(column.lstrip("#"), justify="right" if number else "left", overflow="fold")
     return table
+
+
+def bar(value: float, most: float, width: int) -> str:
+    """Return a bar that is WIDTH wide for MOST, in eighths of a character."""
+    eighths = max(0, round(8 * width * value / most)) if most > 0 else 0
+    return "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
+
+
+def pyplot() -> Any:
+    """Return what draws; MissingTool if it is not installed."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise MissingTool("--png needs matplotlib: apt install python3-matplotlib") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as found
+
+    return found
 
 
 def state(word: str) -> Text:

@@ -14,13 +14,13 @@ PACKAGE = ROOT / "dynamos_ng"
 #: A module may import from its own layer and those before it.
 LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("values", frozenset({"closing", "errors", "model", "policy_values", "wire", "uapi"})),
-    ("pure logic", frozenset({"arch", "rewrite", "policy", "elf"})),
+    ("pure logic", frozenset({"arch", "latency", "rewrite", "policy", "elf"})),
     (
         "kernel access",
         frozenset(
             {"adaptation", "bpf", "bpfmaps", "build", "cgroups", "code_tables", "device", "engine", "host", "image",
              "kallsyms", "kprobes", "memory", "module_image", "modules", "neighbours", "policymaps", "probes", "stacks",
-             "survey", "uevents", "vmlinuz"}
+             "survey", "timing", "uevents", "vmlinuz"}
         ),
     ),
     (

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dynamos_ng import latency
 from dynamos_ng.cli import parser, schema
 from dynamos_ng.errors import UsageError
 from dynamos_ng.model import (
@@ -15,12 +16,14 @@ from dynamos_ng.model import (
     Change,
     Confirmation,
     Edition,
+    EditionLatency,
     EditionUse,
     EnabledUpdate,
     Function,
     FunctionState,
     FunctionStatus,
     Holder,
+    Latency,
     PendingUpdate,
     Phase,
     Quiescence,
@@ -67,6 +70,7 @@ PRINTED = {
     "policy check": PolicyCheck("p.toml", (CheckedRule("r", "kernel", 1),), 2),
     "policy diff": PolicyDiff("q.toml", "p.toml", (("r", "new"),), ((1, "init", "default", "r"),)),
     "policy explain": Explanation(1, "a", 2, "r", "how", "since", "p.toml", (("f", "v2"),), (("q", "w"),), "", False),
+    "ab": latency.report(Latency("f", 1.0, (EditionLatency(1, 9, 1, 0, ((16, 9),)), EditionLatency(2, 0, 0, 0, ())))),
     "quiescence": QUIESCENCE, "status": SNAPSHOT, "top": SNAPSHOT,
     "enable": EnabledUpdate("e", "/e", 2, (1, 2), "held back"),
 }  # fmt: skip
@@ -120,5 +124,5 @@ def test_every_verb_that_prints_json_has_a_schema(verb: str) -> None:
 
 
 def test_an_unknown_verb() -> None:
-    with pytest.raises(UsageError, match=r"^schema nothing: no verb that prints these; there are: activate, "):
+    with pytest.raises(UsageError, match=r"^schema nothing: no verb that prints these; there are: ab, activate, "):
         schema.schema("nothing")
