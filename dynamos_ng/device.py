@@ -88,7 +88,8 @@ class Info:
     """What the module is, and the constants that generated code and BPF programs need; offsets in bytes.
 
     `pid_offset`, `tgid_offset`, `signal_offset` and `cpu_offset` are of members of struct task_struct, `live_offset` is
-    one of struct signal_struct.
+    one of struct signal_struct; `current_offset` and `preempt_offset` are in each CPU's own memory. In an interrupt the
+    preemption count has some of the bits of `interrupt_mask`.
     """
 
     abi: int
@@ -103,6 +104,8 @@ class Info:
     signal_offset: int
     live_offset: int
     cpu_offset: int
+    preempt_offset: int
+    interrupt_mask: int
 
 
 def meaning(number: int) -> str:
@@ -162,6 +165,8 @@ class Device(Closing):
             raw.signal_offset,
             raw.live_offset,
             raw.cpu_offset,
+            raw.preempt_offset,
+            raw.interrupt_mask,
         )
 
     def set_maps(self, policy_fd: int, editions_fd: int, use_fd: int, must_update_fd: int) -> None:
@@ -352,6 +357,7 @@ def _function(raw: uapi.FunctionInfo) -> Function:
         adaptation=Adaptation(raw.program, raw.unknown, raw.avoided) if raw.flags & uapi.ADAPTS else None,
         module=raw.module.decode(),
         order=raw.order,
+        interrupts=bool(raw.flags & uapi.TELLS),
     )
 
 

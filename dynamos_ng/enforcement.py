@@ -16,11 +16,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dynamos_ng import cgroups, host
+from dynamos_ng import cgroups, host, uapi
+from dynamos_ng.build.description import update_name
 from dynamos_ng.closing import Closing
 from dynamos_ng.errors import Busy, DynamosError, KernelRefused, UsageError
 from dynamos_ng.manager import Manager
-from dynamos_ng.model import FunctionState
+from dynamos_ng.model import Function, FunctionState
 from dynamos_ng.policy import language
 from dynamos_ng.policy.classes import Classes, bank, ends
 from dynamos_ng.policy.language import Accounts
@@ -182,6 +183,10 @@ class Enforcement(Closing):
             if not generation:
                 raise UsageError("policy clear: no policy is in force")
             with ExitStack() as undo:
+                for function in filter(self._of_policy, self._manager.functions()):
+                    row = self._manager.maps.row(function.id)
+                    undo.callback(self._manager.maps.set_row, function.id, row)
+                    self._manager.maps.set_row(function.id, row[: uapi.INTERRUPTS] + row[:1])
                 if old is not None:
                     undo.callback(self._back, generation, self._applied, old)
                 self._manager.in_force = None
@@ -217,9 +222,16 @@ class Enforcement(Closing):
                 same = bytearray(row)
                 for policy_class in bank(classes.generation):
                     same[policy_class] = row[0]
+                if self._of_policy(function):
+                    same[uapi.INTERRUPTS] = row[0]
                 wanted = bytes(same)
             rows[function.id] = wanted
         return rows
+
+    def _of_policy(self, function: Function) -> bool:
+        """Return whether what a function does in interrupts is the policy's in force to say."""
+        old = self.in_force
+        return function.interrupts and old is not None and old.names(function.name, update_name(function.update), True)
 
     def check(self, classes: Classes) -> None:
         """Raise UsageError if the policy wants what the loaded updates do not have."""

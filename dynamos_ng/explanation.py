@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dynamos_ng import host
+from dynamos_ng import host, uapi
 from dynamos_ng.build.description import update_name
 from dynamos_ng.enforcement import Enforcement, boot_ns
 from dynamos_ng.errors import UsageError
@@ -76,6 +76,9 @@ def show(manager: Manager, enforcement: Enforcement) -> Policy:
     ]  # fmt: skip
     default = classes.ruleset.default
     rules.append(RuleStatus("default", "kernel", (), "", False, classes.of(0), edition_words(default), under[0]))
+    if (interrupt := classes.ruleset.interrupt) != Editions():
+        words = edition_words(interrupt)
+        rules.append(RuleStatus("interrupt", "kernel", ("calls in interrupts",), "", False, uapi.INTERRUPTS, words, 0))
     in_force = PolicyStatus(
         classes.ruleset.file,
         classes.ruleset.summary,
@@ -97,8 +100,9 @@ def _by_hand(manager: Manager, classes: Classes) -> list[str]:
             continue
         row = manager.maps.row(function.id)
         numbers = [edition.number for edition in function.editions]
-        wanted = classes.row(function.name, update_name(function.update), numbers, row)
-        if wanted is not None and any(wanted[number] != row[number] for number in chosen):
+        wanted = classes.row(function.name, update_name(function.update), numbers, row, function.interrupts)
+        told = [*chosen, *[uapi.INTERRUPTS] * function.interrupts]
+        if wanted is not None and any(wanted[number] != row[number] for number in told):
             found.append(function.name)
     return found
 

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from dynamos_ng.model import EditionLatency, Latency
-
 STEPS = 16
 BUCKETS = 576
 QUANTILES = (0.50, 0.95, 0.99)
@@ -39,6 +37,29 @@ def bounds(index: int) -> tuple[int, int]:
     shift = index // STEPS - 1
     low = (STEPS + index % STEPS) << shift
     return low, low + (1 << shift)
+
+
+@dataclass(frozen=True)
+class EditionLatency:
+    """How long the calls of an edition took: counts by bucket, those that are not 0, in order.
+
+    `errors` of the calls returned what, read as an int, is an errno. `lost` ones returned, but nobody saw them begin.
+    """
+
+    number: int
+    calls: int
+    errors: int
+    lost: int
+    histogram: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The calls of a function's editions over the same time."""
+
+    function: str
+    seconds: float
+    editions: tuple[EditionLatency, ...]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dynamos_ng.model import (
     Switch,
     Update,
 )
-from dynamos_ng.policy import Rule, check_class
+from dynamos_ng.policy import Rule, check_choice, check_class
 from dynamos_ng.policy.classes import Classes
 from dynamos_ng.policy_values import Policy
 from dynamos_ng.view import View
@@ -89,7 +89,7 @@ class Manager(View):
                 if where.consistent:
                     for function in functions:
                         undo.callback(self._maps.set_row, function.id, self._maps.row(function.id))
-                        self._maps.set_row(function.id, _row(1, None))
+                        self._maps.set_row(function.id, _row(function, 1, None))
             while True:
                 with self._lock, suppress(_NotYet):
                     if where.phase == 3 and any(
@@ -194,14 +194,14 @@ class Manager(View):
             rows: dict[int, bytes] = {}
             for function in update.functions:
                 if edition is None and classes is None and self.in_force is not None:
-                    by_policy = self.policy_row(self.in_force, function, _row(1, None))
+                    by_policy = self.policy_row(self.in_force, function, _row(function, 1, None))
                     if by_policy is not None:
                         rows[function.id] = by_policy
                         continue
                 newest = 1 if function.adaptation and classes is None else function.newest
                 chosen = newest if edition is None else edition
                 _check_edition(function, chosen)
-                rows[function.id] = _row(chosen, classes)
+                rows[function.id] = _row(function, chosen, classes)
             for function in update.functions:
                 if patches := self._livepatches(function):
                     raise KernelRefused(
@@ -343,7 +343,7 @@ class Manager(View):
     def policy_row(self, classes: Classes, function: Function, row: bytes) -> bytes | None:
         """Return a function's ROW as a policy wants it; None if the policy does not name the function."""
         numbers = [edition.number for edition in function.editions]
-        wanted = classes.row(function.name, update_name(function.update), numbers, row)
+        wanted = classes.row(function.name, update_name(function.update), numbers, row, function.interrupts)
         if wanted is not None and self._device.phase(function.update).phased:
             raise UsageError(
                 f"{classes.ruleset.file}: it names {function.name}, but the phase of update "
@@ -362,7 +362,7 @@ class Manager(View):
             if policy_class is None:
                 row[:] = bytes([edition]) * uapi.CLASSES
             else:
-                check_class(policy_class)
+                check_choice(function, found.interrupts, policy_class)
                 row[policy_class] = edition
             self._maps.set_row(found.id, bytes(row))
 
@@ -375,13 +375,13 @@ class Manager(View):
         )
 
 
-def _row(edition: int, classes: Sequence[int] | None) -> bytes:
+def _row(function: Function, edition: int, classes: Sequence[int] | None) -> bytes:
     """Return a function's row of the editions map: one byte for each policy class."""
     if classes is None:
         return bytes([edition]) * uapi.CLASSES
     row = bytearray(b"\1" * uapi.CLASSES)
     for policy_class in classes:
-        check_class(policy_class)
+        check_choice(function.name, function.interrupts, policy_class)
         row[policy_class] = edition
     return bytes(row)
 

@@ -16,7 +16,6 @@ __all__ = [
     "Confirmation",
     "Cost",
     "Edition",
-    "EditionLatency",
     "EditionUse",
     "EnabledUpdate",
     "Event",
@@ -24,7 +23,6 @@ __all__ = [
     "FunctionState",
     "FunctionStatus",
     "Holder",
-    "Latency",
     "Module",
     "Peer",
     "PendingUpdate",
@@ -124,6 +122,7 @@ class Function:
 
     `module` is the loadable module that it belongs to, "" for the kernel's own.
     `order` grows with each activation: of several updates that redirect one function, the last is on top.
+    If it tells `interrupts` from other calls, these have a policy class of their own.
     """
 
     id: int
@@ -141,6 +140,7 @@ class Function:
     adaptation: Adaptation | None = None
     module: str = ""
     order: int = 0
+    interrupts: bool = False
 
     @property
     def newest(self) -> int:
@@ -172,29 +172,6 @@ class CallCounts:
     entries: int
     exits: int
     missed: int
-
-
-@dataclass(frozen=True)
-class EditionLatency:
-    """How long the calls of an edition took: counts by bucket of latency.py, those that are not 0, in order.
-
-    `errors` of the calls returned what, read as an int, is an errno. `lost` ones returned, but nobody saw them begin.
-    """
-
-    number: int
-    calls: int
-    errors: int
-    lost: int
-    histogram: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """The calls of a function's editions over the same time."""
-
-    function: str
-    seconds: float
-    editions: tuple[EditionLatency, ...]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from contextlib import ExitStack
 from dynamos_ng import bpf, bpfmaps, engine, kprobes
 from dynamos_ng.engine import Source
 from dynamos_ng.errors import KernelRefused
-from dynamos_ng.latency import BUCKETS
-from dynamos_ng.model import EditionLatency
+from dynamos_ng.latency import BUCKETS, EditionLatency
 from dynamos_ng.probes import attach_pair
 
 #: How many calls may be in progress at one time, of all functions together.

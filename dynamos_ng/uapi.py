@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI = 11
+ABI = 12
 FUNCTIONS_MAX = 1024
 EDITIONS_MAX = 16
 CLASSES = 256
+INTERRUPTS = 255
 RANGES_MAX = 4096
 HOLDERS_MAX = 65536
 NAME_MAX = 128
@@ -35,6 +36,7 @@ PHASED = 4
 EXPECTS = 1
 
 ADAPTS = 1
+TELLS = 2
 
 PHASE_ASK = 0
 PHASE_RAISE = 1
@@ -58,6 +60,9 @@ class Info(c.Structure):
         ("signal_offset", c.c_uint32),
         ("live_offset", c.c_uint32),
         ("cpu_offset", c.c_uint32),
+        ("preempt_offset", c.c_uint64),
+        ("interrupt_mask", c.c_uint32),
+        ("reserved", c.c_uint32),
     ]
 
 

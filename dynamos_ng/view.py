@@ -12,19 +12,19 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from dynamos_ng import adaptation, bpfmaps, holders, neighbours, probes, timing
+from dynamos_ng import adaptation, bpfmaps, holders, neighbours, probes, timing, uapi
 from dynamos_ng.build import dynamos_ko
 from dynamos_ng.build.description import module_name, update_name
 from dynamos_ng.device import Device
 from dynamos_ng.errors import UsageError
 from dynamos_ng.image import Kernel
 from dynamos_ng.kallsyms import Symbols
+from dynamos_ng.latency import Latency
 from dynamos_ng.model import (
     EditionUse,
     Function,
     FunctionState,
     FunctionStatus,
-    Latency,
     Quiescence,
     SampledStack,
     Snapshot,
@@ -147,6 +147,8 @@ class View:
         if function.state is FunctionState.REDIRECTED:
             behind = neighbours.within(others, function.site + 1, function.address + function.size)
             notes += [f"{probe} is silent: calls leave before it" for probe in behind]
+        if function.interrupts:
+            notes.append(f"calls in interrupts run v{self._maps.row(function.id)[uapi.INTERRUPTS] or 1}")
         if reason := self._unwatched.get(function.name):
             notes.append(f"probes do not count the original: {reason}")
         return tuple(notes)

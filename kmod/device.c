@@ -47,6 +47,8 @@ static int ioctl_info(void __user *arg)
 	info.signal_offset = offsetof(struct task_struct, signal);
 	info.live_offset = offsetof(struct signal_struct, live);
 	info.cpu_offset = offsetof(struct task_struct, thread_info.cpu);
+	info.preempt_offset = arch_preempt_offset();
+	info.interrupt_mask = NMI_MASK | HARDIRQ_MASK | SOFTIRQ_OFFSET;
 	info.pid_limit = PID_MAX_LIMIT;
 	info.anchor = (unsigned long)&init_task;
 	mutex_lock(&redirect_lock);

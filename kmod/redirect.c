@@ -49,6 +49,7 @@ static int function_check(const struct dynamos_function *function,
 	    strnlen(function->name, DYNAMOS_NAME_MAX) == DYNAMOS_NAME_MAX ||
 	    function->site < function->address ||
 	    function->site - function->address > 16 ||
+	    (function->flags & ~DYNAMOS_TELLS) ||
 	    !within_module(function->handler, owner) ||
 	    !within_module(function->end - 1, owner))
 		return -ENOEXEC;
@@ -213,6 +214,7 @@ int redirect_info(struct dynamos_function_info *info)
 	info->id = id;
 	info->state = redirects[id]->state;
 	info->nr_editions = function->nr_editions;
+	info->flags = function->flags;
 	info->order = redirects[id]->order;
 	info->address = function->address;
 	info->image_size = function->size;

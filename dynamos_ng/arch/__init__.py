@@ -7,7 +7,7 @@ what the two share: a decoder driven by bytes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
@@ -111,11 +111,18 @@ class Arch(ABC):
         """Return the registers that `select` changes and a handler must save; with PRESERVE, all of them."""
 
     @abstractmethod
-    def select(self, current: int, tgid: int, row: str) -> list[str]:
+    def select(self, current: int, tgid: int, row: str, told: Sequence[str] = ()) -> list[str]:
         """Return text that leaves the number of the edition that this process runs in the register `chosen`.
 
         CURRENT is the per-CPU offset of the current task's pointer, TGID that of the thread group's number in a task,
-        ROW the slot that holds the function's row of editions.
+        ROW the slot that holds the function's row of editions. TOLD is what `in_interrupt` returned, if that counts.
+        """
+
+    @abstractmethod
+    def in_interrupt(self, preempt: int, mask: int, policy_class: int, /) -> list[str]:
+        """Return text that puts a policy class in place of the process's if this CPU is in an interrupt.
+
+        PREEMPT is the per-CPU offset of the preemption count, of which it then has some bits of MASK.
         """
 
     @abstractmethod

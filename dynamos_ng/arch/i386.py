@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dynamos_ng.arch import Arch, Instruction
@@ -33,15 +33,19 @@ class _I386(Arch):
     def saved(self, _preserve: bool) -> tuple[str, ...]:
         return ("eax", "ecx")
 
-    def select(self, current: int, tgid: int, row: str) -> list[str]:
+    def select(self, current: int, tgid: int, row: str, told: Sequence[str] = ()) -> list[str]:
         return [
             f"\tmov %fs:{current:#x}, %eax",
             f"\tmov {tgid:#x}(%eax), %ecx",
             "\tmov dynamos_policy, %eax",
             "\tmovzbl (%eax,%ecx), %ecx",
+            *told,
             f"\tmov {row}, %eax",
             "\tmovzbl (%eax,%ecx), %ecx",
         ]
+
+    def in_interrupt(self, preempt: int, mask: int, policy_class: int) -> list[str]:
+        return [f"\tmov ${policy_class}, %eax", f"\ttestl ${mask:#x}, %fs:{preempt:#x}", "\tcmovne %eax, %ecx"]
 
     def adapt(self, slot: str) -> list[str]:
         return [f"\tmov {slot}, %eax", "\tmov %esp, %edx", "\tcall dynamos_adapt"]

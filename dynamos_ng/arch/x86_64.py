@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dynamos_ng.arch import Arch, Instruction
@@ -22,15 +22,21 @@ class _X8664(Arch):
     def saved(self, preserve: bool) -> tuple[str, ...]:
         return ("r10", "r11") if preserve else ()
 
-    def select(self, current: int, tgid: int, row: str) -> list[str]:
+    def select(self, current: int, tgid: int, row: str, told: Sequence[str] = ()) -> list[str]:
         return [
             f"\tmov %gs:{current:#x}, %r11",
             f"\tmov {tgid:#x}(%r11), %r11d",
             "\tmov dynamos_policy(%rip), %r10",
             "\tmovzbl (%r10,%r11), %r11d",
+            *told,
             f"\tmov {row}(%rip), %r10",
             "\tmovzbl (%r10,%r11), %r11d",
         ]
+
+    def in_interrupt(self, preempt: int, mask: int, policy_class: int) -> list[str]:
+        return [
+            f"\tmov ${policy_class}, %r10d", f"\ttestl ${mask:#x}, %gs:{preempt:#x}", "\tcmovne %r10d, %r11d"
+        ]  # fmt: skip
 
     def adapt(self, slot: str) -> list[str]:
         return [f"\tmov {slot}(%rip), %rdi", "\tmov %rsp, %rsi", "\tcall dynamos_adapt"]

@@ -34,7 +34,8 @@ class FunctionChange:
     """One function: its 1-based position among symbols of the same name (0: the name must be unique).
 
     The kernel may have one of `others` in place of the name, which the sources go by.
-    `module` is the loadable module that it belongs to, "" for the kernel's own.
+    `module` is the loadable module that it belongs to, "" for the kernel's own. If it tells `interrupts` from other
+    calls, these have a policy class of their own.
     """
 
     name: str
@@ -43,6 +44,7 @@ class FunctionChange:
     adapt: Handler | None = None
     others: tuple[str, ...] = ()
     module: str = ""
+    interrupts: bool = False
 
     def symbol(self, edition: int) -> str:
         """Return the C name of an edition."""
@@ -173,6 +175,9 @@ def _switching(
         if change.adapt and (consistent or phased):
             key = "consistent" if consistent else "phased"
             check.fail(key, f"{change.name}: its edition is not a program's to choose")
+        if change.interrupts and (change.adapt or consistent or phased):
+            other = "adapt" if change.adapt else "consistent" if consistent else "phased"
+            check.fail("interrupts", f"{change.name}: the class alone must choose: leave out one of this and {other}")
     if consistent and phased:
         check.fail("consistent", "a synchronised update moves tasks over while they are inside: leave out one of both")
     if phased:
@@ -188,7 +193,7 @@ def _switching(
 
 def _change(check: _Checker, folder: Path, entry: Mapping[str, Any], index: int) -> FunctionChange:
     where = f"function {index}: "
-    check.keys(entry, {"name", "position", "editions", "adapt", "module"}, where)
+    check.keys(entry, {"name", "position", "editions", "adapt", "module", "interrupts"}, where)
     given = entry.get("name", "")
     name, *others = given if isinstance(given, list) and given else [given]
     for one in (name, *others):
@@ -207,7 +212,8 @@ def _change(check: _Checker, folder: Path, entry: Mapping[str, Any], index: int)
         check.fail(f"{where}module", f"{module!r} is not the name of a kernel module")
     if module.startswith(PREFIX):
         check.fail(f"{where}module", f"{module} is an update: change what it is made of, and load it anew")
-    return FunctionChange(name, position, tuple(sorted(editions)), handler, tuple(others), module)
+    interrupts = check.truth(entry, "interrupts", False)
+    return FunctionChange(name, position, tuple(sorted(editions)), handler, tuple(others), module, interrupts)
 
 
 def _handler(check: _Checker, folder: Path, text: str, key: str) -> Handler:

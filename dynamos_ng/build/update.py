@@ -74,12 +74,14 @@ def build(folder: Path, output: Path) -> Path:
                 change.name,
                 change.adapt is not None,
                 loads[change.module].load if change.module else 0,
+                change.interrupts,
             )
             for original, change in zip(originals, wanted.functions, strict=True)
         ]
         constants = Constants(
-            info.current_offset, info.tgid_offset, _return_thunk(originals), info.pid_offset, info.cpu_offset
-        )
+            info.current_offset, info.tgid_offset, _return_thunk(originals), info.pid_offset, info.cpu_offset,
+            info.preempt_offset, info.interrupt_mask,
+        )  # fmt: skip
         resolve = _resolver(kernel, wanted)
         _check_keys([kernel, *images.values()], objects, resolve)
         text = generate(redirects, objects, constants, resolve, written, kernel.arch, wanted.consistent)

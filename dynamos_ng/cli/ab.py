@@ -13,8 +13,7 @@ from rich.text import Text
 from dynamos_ng import control, latency
 from dynamos_ng.cli import tables
 from dynamos_ng.errors import UsageError
-from dynamos_ng.latency import Comparison, Quantile, Report, Share, octaves
-from dynamos_ng.model import EditionLatency, Latency
+from dynamos_ng.latency import Comparison, EditionLatency, Latency, Quantile, Report, Share, octaves
 from dynamos_ng.wire import plain, restored
 
 STYLES = ("cyan", "magenta", "green", "yellow")

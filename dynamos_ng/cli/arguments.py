@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 
-from dynamos_ng.uapi import CONFIRM_MAX
+from dynamos_ng.uapi import CONFIRM_MAX, INTERRUPTS
 
 
 def policy_class(text: str) -> int:
-    """Parse a policy class for argparse."""
-    value = int(text)
+    """Parse a policy class for argparse: a number, or that of calls made in interrupts."""
+    value = INTERRUPTS if text == "interrupts" else int(text)
     if not 0 <= value <= 255:
         raise argparse.ArgumentTypeError(f"{value} is not a policy class: 0 to 255")
     return value

@@ -197,5 +197,5 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--comm", help="every program of this name from its next exec on; class 0 ends the rule")
     what.add_argument("--function", help="with --edition: what a class, or without --class all of them, get")
     one.add_argument("--class", dest="policy_class", type=arguments.policy_class, metavar="C",
-                     help="policy class, 0 to 255")  # fmt: skip
+                     help="policy class, 0 to 254; with --function also interrupts")  # fmt: skip
     one.add_argument("--edition", type=int, metavar="N")

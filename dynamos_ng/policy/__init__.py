@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dynamos_ng import uapi
 from dynamos_ng.errors import UsageError
 
-__all__ = ["COMM_BYTES", "DEFAULT_CLASS", "Rule", "check_class"]
+__all__ = ["COMM_BYTES", "DEFAULT_CLASS", "Rule", "check_choice", "check_class"]
 
 #: The class of a process that nothing was said about.
 DEFAULT_CLASS = 0
@@ -20,9 +20,21 @@ COMM_BYTES = uapi.COMM_MAX - 1
 
 
 def check_class(policy_class: int) -> None:
-    """Raise UsageError unless this is a policy class."""
-    if not 0 <= policy_class < uapi.CLASSES:
-        raise UsageError(f"policy class {policy_class}: give a number from 0 to {uapi.CLASSES - 1}")
+    """Raise UsageError unless this is a policy class that a process may have."""
+    if policy_class == uapi.INTERRUPTS:
+        raise UsageError(f"policy class {policy_class}: no process has it: it is that of calls made in interrupts")
+    if not 0 <= policy_class < uapi.INTERRUPTS:
+        raise UsageError(f"policy class {policy_class}: give a number from 0 to {uapi.INTERRUPTS - 1}")
+
+
+def check_choice(function: str, interrupts: bool, policy_class: int) -> None:
+    """Raise UsageError unless an edition of the function can be chosen for this class; perhaps it tells INTERRUPTS."""
+    if policy_class != uapi.INTERRUPTS:
+        check_class(policy_class)
+    elif not interrupts:
+        raise UsageError(
+            f"{function} does not tell interrupts from other calls: that takes interrupts = true in its update.toml"
+        )
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _EXISTS = 1 << 31
 
 def bank(generation: int) -> range:
     """Return the classes that a generation may use."""
-    return range(1, 128) if generation & 1 else range(128, uapi.CLASSES)
+    return range(1, 128) if generation & 1 else range(128, uapi.INTERRUPTS)
 
 
 def slots(generation: int) -> range:
@@ -87,12 +87,21 @@ class Classes:
         """Return the name of a rule."""
         return self.ruleset.rules[number - 1].name if number else "default"
 
-    def row(self, function: str, update: str, numbers: Sequence[int], row: bytes) -> bytes | None:
+    def row(
+        self, function: str, update: str, numbers: Sequence[int], row: bytes, tells: bool = False
+    ) -> bytes | None:
         """Return a function's ROW with this bank's bytes as the policy wants them; None if it does not name it.
 
-        `numbers` are the editions that it has; PolicyError if the policy wants another one.
+        `numbers` are the editions that it has; PolicyError if the policy wants another one. If it TELLS interrupts
+        from other calls, the byte of their class is the policy's too.
         """
-        everywhere = list(_chosen(self.choices, function, update))
+        interrupt = self.ruleset.interrupt
+        everywhere = self._wanted(function, update, tells)
+        if not tells and function in dict(interrupt.functions):
+            raise PolicyError(
+                f"{self.ruleset.file}:{self.ruleset.interrupt_line}: interrupt: {function} of update {update} does not "
+                "tell interrupts from other calls: that takes interrupts = true in its update.toml"
+            )
         if not everywhere:
             return None
         for edition, editions in everywhere:
@@ -102,11 +111,23 @@ class Classes:
         for policy_class, editions in zip(bank(self.generation), self.choices, strict=False):
             edition = next((edition for edition, _ in _chosen([editions, self.choices[0]], function, update)), 1)
             changed[policy_class] = max(numbers) if edition == NEWEST else edition
+        if tells:
+            edition = next((edition for edition, _ in _chosen([interrupt, self.choices[0]], function, update)), 1)
+            changed[uapi.INTERRUPTS] = max(numbers) if edition == NEWEST else edition
         return bytes(changed)
+
+    def names(self, function: str, update: str, tells: bool) -> bool:
+        """Tell whether the policy says anything of a function, which perhaps TELLS interrupts from other calls."""
+        return bool(self._wanted(function, update, tells))
+
+    def _wanted(self, function: str, update: str, tells: bool) -> list[tuple[int, Editions]]:
+        return list(_chosen([*self.choices, *[self.ruleset.interrupt] * tells], function, update))
 
     def _lacks(self, function: str, update: str, edition: int, numbers: Sequence[int], editions: Editions) -> str:
         rule = next((rule for rule in self.ruleset.rules if rule.editions == editions), None)
         where = f'{rule.line}: rule "{rule.name}"' if rule else f"{self.ruleset.default_line}: default"
+        if not rule and editions == self.ruleset.interrupt:
+            where = f"{self.ruleset.interrupt_line}: interrupt"
         have = ", ".join(str(number) for number in sorted(numbers))
         return f"{self.ruleset.file}:{where}: {function} of update {update} has no edition {edition}; it has {have}"
 

@@ -100,7 +100,10 @@ class PolicyRule:
 
 @dataclass(frozen=True)
 class Ruleset:
-    """A policy: the first rule that matches a process gives it editions; what that leaves open is the default's."""
+    """A policy: the first rule that matches a process gives it editions; what that leaves open is the default's.
+
+    `interrupt` gives calls made in interrupts theirs, of functions that tell these; else they have the default's.
+    """
 
     file: str
     text: str
@@ -108,6 +111,8 @@ class Ruleset:
     default: Editions
     summary: str = ""
     default_line: int = 0
+    interrupt: Editions = Editions()
+    interrupt_line: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,16 +171,10 @@ class _Reader:
             if key not in names:
                 self._fault((*place, key), f"unknown key; known are {', '.join(names)}")
 
-    def document(self, table: dict[str, Any]) -> tuple[tuple[PolicyRule, ...], Editions, str, int]:
-        self._known(table, (), ("summary", "default", "rule"))
+    def document(self, table: dict[str, Any]) -> tuple[tuple[PolicyRule, ...], Editions, str, int, Editions, int]:
+        self._known(table, (), ("summary", "default", "interrupt", "rule"))
         summary = self._text(table.get("summary", ""), ("summary",), empty=True)
-        default = Editions()
-        raw = table.get("default", {})
-        if isinstance(raw, dict):
-            self._known(raw, ("default",), ("functions", "updates"))
-            default = self._editions(raw, ("default",))
-        else:
-            self._fault(("default",), "a table is needed: [default]")
+        default, interrupt = self._section(table, "default"), self._section(table, "interrupt")
         rules: list[PolicyRule] = []
         listed = table.get("rule", [])
         if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
@@ -190,9 +189,18 @@ class _Reader:
                 first = self._line(("rule", names[rule.name]))
                 self._fault(("rule", number, "name"), f"the rule in line {first} is called {rule.name!r} already")
             rules.append(rule)
-        if not rules and not (default.functions or default.updates) and not self.faults:
+        if not rules and default == interrupt == Editions() and not self.faults:
             self._fault((), "nothing is said: write [[rule]] tables, or editions in [default]")
-        return tuple(rules), default, summary, self._line(("default",))
+        lines_of = self._line(("default",)), self._line(("interrupt",))
+        return tuple(rules), default, summary, lines_of[0], interrupt, lines_of[1]
+
+    def _section(self, table: dict[str, Any], name: str) -> Editions:
+        raw = table.get(name, {})
+        if not isinstance(raw, dict):
+            self._fault((name,), f"a table is needed: [{name}]")
+            return Editions()
+        self._known(raw, (name,), ("functions", "updates"))
+        return self._editions(raw, (name,))
 
     def _rule(self, table: dict[str, Any], place: Place) -> PolicyRule:
         self._known(table, place, ("name", "match", "percent", "until", "for", "functions", "updates"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dynamos_ng.rewrite import consistency
 from dynamos_ng.rewrite.writer import Edition, Tables, deeper, pushing
+from dynamos_ng.uapi import INTERRUPTS
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Constants:
     `current` is the offset of the current task's pointer in a CPU's own memory, `tgid` the offset of the thread
     group's number in struct task_struct. `return_thunk` is the symbol that returns jump to, "" for a kernel with
     plain returns. Consistent groups need `pid` and `cpu` too, the offsets of the thread's number and of its CPU.
+    A handler that tells interrupts needs `preempt`, the offset of the preemption count in a CPU's own memory, and
+    `interrupt`, the bits of which it then has some.
     """
 
     current: int
@@ -28,6 +31,8 @@ class Constants:
     return_thunk: str = "__x86_return_thunk"
     pid: int = 0
     cpu: int = 0
+    preempt: int = 0
+    interrupt: int = 0
 
 
 def handler(
@@ -38,11 +43,13 @@ def handler(
     constants: Constants,
     tables: Tables,
     adapts: bool = False,
+    tells: bool = False,
 ) -> list[str]:
     """Return the text of LABEL_handler; if it saves nothing, it falls through into the first edition, which must
     follow.
 
-    With ADAPTS the function must be C, which PRESERVE denies.
+    With ADAPTS the function must be C, which PRESERVE denies. If it TELLS interrupts, calls made in them are of a
+    policy class of their own.
     """
     name = f"{label}_handler"
     arch = tables.arch
@@ -57,7 +64,8 @@ def handler(
     if adapts:
         chosen, select = arch.answer, arch.adapt(f"{label}_adapt")
     else:
-        chosen, select = arch.chosen, arch.select(constants.current, constants.tgid, f"{label}_row")
+        told = arch.in_interrupt(constants.preempt, constants.interrupt, INTERRUPTS) if tells else []
+        chosen, select = arch.chosen, arch.select(constants.current, constants.tgid, f"{label}_row", told)
     lines += consistency.kept(arch, task, select) if task else select
     for edition in others:
         to = f".L{name}.to{edition.number}" if save else edition.name

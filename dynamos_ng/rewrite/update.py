@@ -13,6 +13,7 @@ from dynamos_ng.rewrite.clone import Original
 from dynamos_ng.rewrite.handler import Constants
 from dynamos_ng.rewrite.objects import Object, Program
 from dynamos_ng.rewrite.writer import Edition, Tables, data
+from dynamos_ng.uapi import TELLS
 
 #: struct dynamos_edition, flags.
 _NEVER_RETURNS = 1
@@ -27,7 +28,8 @@ class Redirect:
 
     `label` begins the names of its symbols (LABEL_handler, LABEL_v1, …); "" means the function's own name.
     Give one where two functions of one name are in the same update. `adapts`: a BPF program chooses the editions.
-    `load` is what dynamos.ko calls the load of the original's module, if it belongs to one.
+    `load` is what dynamos.ko calls the load of the original's module, if it belongs to one. `tells`: calls made in
+    interrupts are of a policy class of their own.
     """
 
     original: Original
@@ -35,6 +37,7 @@ class Redirect:
     label: str = ""
     adapts: bool = False
     load: int = 0
+    tells: bool = False
 
     @property
     def stem(self) -> str:
@@ -141,7 +144,9 @@ def _code(
     original = redirect.original
     preserve = original.entry.ftrace is None
     text = [f"\n\t/* {original.name} at {original.body.address:#x} */"]
-    text += handler.handler(redirect.stem, editions, original.state, preserve, constants, tables, redirect.adapts)
+    text += handler.handler(
+        redirect.stem, editions, original.state, preserve, constants, tables, redirect.adapts, redirect.tells
+    )
     falls_through = not (redirect.adapts or tables.arch.saved(preserve))
     for edition in editions:
         if edition.number == 1:
@@ -171,6 +176,7 @@ def _describe(redirect: Redirect, editions: list[Edition], arch: Arch) -> list[s
         data(entry.expected.ljust(8, b"\0")),
         f"\t{arch.pointer} {stem}_handler, .L{stem}.end, {len(editions)}, .L{stem}.editions, {stem}_row",
         f"\t{arch.pointer} .L{stem}.parts, {len(original.body.parts)}, {adapt}, {module}, {editions[0].below}",
+        f"\t{arch.pointer} {TELLS if redirect.tells else 0}",
     ]
     rows = []
     for edition in editions:

@@ -53,6 +53,16 @@ static inline unsigned long arch_current_offset(void)
 #endif
 }
 
+/* Likewise the word that says whether this CPU is in an interrupt. */
+static inline unsigned long arch_preempt_offset(void)
+{
+#ifdef DYNAMOS_PCPU_HOT
+	return (__force unsigned long)&pcpu_hot.preempt_count;
+#else
+	return (__force unsigned long)&__preempt_count;
+#endif
+}
+
 static inline void arch_serialise(void)
 {
 	sync_core();

@@ -106,10 +106,11 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define DYNAMOS_ABI		11
+#define DYNAMOS_ABI		12
 #define DYNAMOS_FUNCTIONS_MAX	1024	/* registered at one time */
 #define DYNAMOS_EDITIONS_MAX	16	/* per function; number 0 is not used */
 #define DYNAMOS_CLASSES		256	/* policy classes: one byte per process */
+#define DYNAMOS_INTERRUPTS	255	/* the class of calls made in interrupts */
 #define DYNAMOS_RANGES_MAX	4096	/* per STACKS call */
 #define DYNAMOS_HOLDERS_MAX	65536	/* per STACKS call */
 #define DYNAMOS_NAME_MAX	128	/* a function's name, with its NUL */
@@ -134,6 +135,7 @@
 
 /* Function flags. */
 #define DYNAMOS_ADAPTS		1	/* it has an adaptation handler */
+#define DYNAMOS_TELLS		2	/* it tells calls made in interrupts from others */
 
 /* Update flags. */
 #define DYNAMOS_QUIESCENT	1	/* switched while no task is in its functions */
@@ -157,6 +159,9 @@ struct dynamos_info {
 	__u32 signal_offset;	/* out: of signal in struct task_struct */
 	__u32 live_offset;	/* out: of live in struct signal_struct */
 	__u32 cpu_offset;	/* out: of the CPU's number in struct task_struct */
+	__u64 preempt_offset;	/* out: per-CPU offset of the preemption count */
+	__u32 interrupt_mask;	/* out: its bits that are set in an interrupt */
+	__u32 reserved;
 };
 
 struct dynamos_maps {

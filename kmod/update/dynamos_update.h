@@ -48,6 +48,7 @@ struct dynamos_function {
 	void **adapt;			/* slot: its struct adapt; NULL if it has none */
 	const struct dynamos_module *module;	/* NULL: the kernel's own */
 	unsigned long below;		/* five bytes in edition 1, before it counts */
+	unsigned long flags;		/* DYNAMOS_TELLS */
 };
 
 /* The generated table of an update, and its end. */

@@ -16,8 +16,20 @@ from rich.console import Console
 
 from dynamos_ng import latency
 from dynamos_ng.cli import ab, tables
-from dynamos_ng.latency import ALIKE, FASTER, FEWER, MORE, SLOWER, UNKNOWN, bounds, bucket, quantile, report
-from dynamos_ng.model import EditionLatency, Latency
+from dynamos_ng.latency import (
+    ALIKE,
+    FASTER,
+    FEWER,
+    MORE,
+    SLOWER,
+    UNKNOWN,
+    EditionLatency,
+    Latency,
+    bounds,
+    bucket,
+    quantile,
+    report,
+)
 
 
 def measured(number: int, times: Iterable[int], errors: int = 0, lost: int = 0) -> EditionLatency:

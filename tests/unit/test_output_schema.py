@@ -11,19 +11,18 @@ import pytest
 from dynamos_ng import latency
 from dynamos_ng.cli import parser, schema
 from dynamos_ng.errors import UsageError
+from dynamos_ng.latency import EditionLatency, Latency
 from dynamos_ng.model import (
     CallCounts,
     Change,
     Confirmation,
     Edition,
-    EditionLatency,
     EditionUse,
     EnabledUpdate,
     Function,
     FunctionState,
     FunctionStatus,
     Holder,
-    Latency,
     PendingUpdate,
     Phase,
     Quiescence,

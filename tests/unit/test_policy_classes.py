@@ -67,6 +67,20 @@ def test_a_row_has_the_rules_choice_then_the_defaults_then_the_original() -> Non
     assert row is not None and row[1:4] == bytes([2, 2, 2])
 
 
+def test_calls_in_interrupts_have_what_is_said_of_them_else_the_defaults_choice() -> None:
+    classes = made(TEXT + "[interrupt]\nfunctions = { f = 4 }\n")
+    for name, update, chosen in (("f", "u", 4), ("g", "u", 2), ("f", "none", 4)):
+        row = classes.row(name, update, (1, 2, 3, 4), ROW, tells=True)
+        assert row is not None and row[255] == chosen
+    assert classes.row("g", "none", (1, 2), ROW, tells=True) is None
+    with pytest.raises(PolicyError, match=r"^p\.toml:21: interrupt: f of update u does not tell interrupts from other"):
+        classes.row("f", "u", (1, 2, 3, 4), ROW)
+    with pytest.raises(PolicyError, match=r"^p\.toml:21: interrupt: f of update none has no edition 4; it has 1, 3$"):
+        classes.row("f", "none", (1, 3), ROW, tells=True)
+    plain = made(generation=2).row("f", "u", (1, 2, 3), ROW)
+    assert plain is not None and plain[255] == 1
+
+
 def test_a_row_keeps_what_is_not_of_its_bank() -> None:
     old = bytes(range(128)) + bytes(range(128))
     row = made(generation=2).row("f", "u", (1, 2, 3), old)

@@ -127,7 +127,7 @@ def test_the_description_is_laid_out_in_words_of_the_machine(tmp_path: Path) -> 
     symbols = {symbol.name: symbol for symbol in unit.symbols}
     start, end = symbols["dynamos_functions"], symbols["dynamos_functions_end"]
     data = unit.sections[start.section].data[start.value : end.value]
-    assert len(data) == 16 * 4
+    assert len(data) == 17 * 4
     assert struct.unpack_from("<III", data, 4) == (TEXT, 0x100, TEXT + 5)
     assert data[16:24] == CODE[5:10] + bytes(3)
     assert struct.unpack_from("<I", data, 32) == (1,)
