@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * How long calls take, and how many return an error. One pair of programs
- * serves all functions: the cookie of each attachment is the function's slot.
+ * serves all functions: the cookie of each attachment has the function's slot in
+ * its lower half, and in its upper one what tells this measurement from others.
  *
  * BEGUN_ENTRIES: how many calls can be in progress at one time.
  * CALLS_ENTRIES: how many functions there is room for.
@@ -14,7 +15,7 @@
 
 struct call {
 	u64 thread;
-	u64 slot;
+	u64 cookie;
 };
 
 struct calls {
@@ -23,7 +24,7 @@ struct calls {
 	u64 lost;
 };
 
-BPF_HASH(begun, struct call, u64, BEGUN_ENTRIES);
+BPF_LRU_HASH(begun, struct call, u64, BEGUN_ENTRIES);
 BPF_PERCPU_ARRAY(calls, struct calls, CALLS_ENTRIES);
 BPF_PERCPU_ARRAY(times, u64, TIMES_ENTRIES);
 
@@ -31,7 +32,7 @@ static inline struct call key(void *ctx)
 {
 	struct call call = {};
 
-	call.slot = bpf_get_attach_cookie(ctx);
+	call.cookie = bpf_get_attach_cookie(ctx);
 	call.thread = bpf_get_current_pid_tgid();
 	if (!call.thread)	/* an idle task: there is one on each CPU */
 		call.thread = ~(u64)bpf_get_smp_processor_id();
@@ -86,7 +87,7 @@ int on_return(void *ctx)
 {
 	u64 now = bpf_ktime_get_ns(), *began, *count;
 	struct call call = key(ctx);
-	u32 slot = call.slot, place;
+	u32 slot = call.cookie, place;
 	struct calls *seen;
 	int value = 0;
 

@@ -203,3 +203,11 @@ def octaves(counts: Iterable[tuple[int, int]]) -> dict[int, int]:
         power = 1 << (low.bit_length() - 1) if low else 0
         found[power] = found.get(power, 0) + count
     return found
+
+
+def duration(nanoseconds: float) -> str:
+    """Return a time with three digits and its unit."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:.3g} {unit}"
+    return f"{nanoseconds:.3g} ns"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from dynamos_ng.errors import Refusal
+from dynamos_ng.latency import Latency
 from dynamos_ng.policy_values import Policy
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "FunctionState",
     "FunctionStatus",
     "Holder",
+    "Latency",
     "Module",
     "Peer",
     "PendingUpdate",
@@ -421,7 +423,7 @@ class Snapshot:
 
     `taken` is the moment in seconds since 1970, `uptime` the same since the boot: that clock is never set. `daemon` is
     what the daemon itself has cost, `watcher` what the one who looks has. What must be asked for is empty otherwise:
-    `events`, `policy`, and `quiescence` of single functions.
+    `events`, `policy`, and `quiescence` and `latency` of single functions.
     """
 
     updates: tuple[UpdateStatus, ...]
@@ -435,3 +437,4 @@ class Snapshot:
     events: tuple[Event, ...] = ()
     policy: Policy | None = None
     quiescence: tuple[Quiescence, ...] = ()
+    latency: tuple[Latency, ...] = ()

@@ -147,18 +147,18 @@ _KINDS = ("fork", "exec", "exit")
 
 @dataclass(frozen=True)
 class Watch:
-    """A function with programs at its entry and returns: its slot, the names of the two events, and their undo."""
+    """A function with programs at its entry and returns: their cookie, the names of the two events, and their undo."""
 
-    slot: int
+    cookie: int
     entry: str
     exit: str
     undo: ExitStack
 
 
 def attach_pair(
-    name: str, slot: int, place: str, programs: tuple[int, int], maxactive: int, breakpoints: bool
+    name: str, cookie: int, place: str, programs: tuple[int, int], maxactive: int, breakpoints: bool
 ) -> Watch:
-    """Have programs run at a function's entry and at its returns, with SLOT as their cookie. OSError, _Breakpoint.
+    """Have programs run at a function's entry and at its returns, with this cookie. OSError, _Breakpoint.
 
     NAME ends as kprobes.sweep wants it.
     """
@@ -173,10 +173,10 @@ def attach_pair(
         # Entries first: a call that begins between the two is then taken for one in progress for good;
         # the other way round it would hide one that is.
         for event_id, program in zip((entry_id, back_id), programs, strict=True):
-            perf, link = bpf.attach_to_trace_event(event_id, program, slot)
+            perf, link = bpf.attach_to_trace_event(event_id, program, cookie)
             undo.callback(os.close, perf)
             undo.callback(os.close, link)
-        return Watch(slot, entry, back, undo.pop_all())
+        return Watch(cookie, entry, back, undo.pop_all())
 
 
 # Measuring
@@ -257,7 +257,7 @@ class Probes(Closing):
         return tuple(refused)
 
     def _attach(self, place: str, breakpoints: bool) -> Watch:
-        used = {watch.slot for watch in self._watched.values()}
+        used = {watch.cookie for watch in self._watched.values()}
         slot = next((slot for slot in range(SLOTS) if slot not in used), None)
         if slot is None:
             raise KernelRefused(f"probes: {SLOTS} functions are watched already; unwatch one first")
@@ -287,7 +287,7 @@ class Probes(Closing):
             profile = kprobes.profile()
             found = {}
             for name, watch in self._watched.items():
-                entries, exits = bpfmaps.pair_sums(self._calls, watch.slot, self._cpus)
+                entries, exits = bpfmaps.pair_sums(self._calls, watch.cookie, self._cpus)
                 missed = 0
                 for event, seen in ((watch.entry, entries), (watch.exit, exits)):
                     hits, lost = profile.get(event, (0, 0))

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from dynamos_ng import adaptation, bpfmaps, holders, neighbours, probes, timing, uapi
+from dynamos_ng import adaptation, bpfmaps, holders, neighbours, probes, uapi
 from dynamos_ng.build import dynamos_ko
 from dynamos_ng.build.description import module_name, update_name
 from dynamos_ng.device import Device
@@ -33,6 +33,7 @@ from dynamos_ng.model import (
     UpdateStatus,
 )
 from dynamos_ng.neighbours import Kprobe
+from dynamos_ng.timing import Timer
 
 #: Nobody else can time calls meanwhile, and the probes cost time: seconds.
 LATENCY_MAX = 600.0
@@ -45,7 +46,6 @@ class View:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._timing = threading.Lock()
         self._symbols_of: tuple[str, Symbols | None] = "", None
         self._unwatched: dict[str, str] = {}
         self._undo = ExitStack()
@@ -58,6 +58,7 @@ class View:
             probes.ensure_classification()
             adaptation.sweep(function.update for function in self._device.functions())
             self._probes = undo.enter_context(probes.Probes())
+            self._timer = undo.enter_context(Timer())
             self._undo = undo.pop_all()
 
     def close(self) -> None:
@@ -235,8 +236,7 @@ class View:
             update = update_name(found.update)
             raise UsageError(f"{function}: its calls go to the original; first: dynamos activate {update}")
         chosen = {number: places[number] for number in sorted(editions or places)}
-        with self._timing:
-            return Latency(function, seconds, timing.measure(chosen, seconds))
+        return Latency(function, seconds, self._timer.measure(chosen, seconds))
 
     def watch(self, functions: Sequence[Function]) -> tuple[tuple[str, str], ...]:
         """Count calls of originals with probes; return name and reason of those where that cannot be done."""

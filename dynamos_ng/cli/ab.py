@@ -13,7 +13,7 @@ from rich.text import Text
 from dynamos_ng import control, latency
 from dynamos_ng.cli import tables
 from dynamos_ng.errors import UsageError
-from dynamos_ng.latency import Comparison, EditionLatency, Latency, Quantile, Report, Share, octaves
+from dynamos_ng.latency import Comparison, EditionLatency, Latency, Quantile, Report, Share, duration, octaves
 from dynamos_ng.wire import plain, restored
 
 STYLES = ("cyan", "magenta", "green", "yellow")
@@ -56,14 +56,6 @@ def main(options: argparse.Namespace) -> int:
     if options.png:
         png(report, options.png)
     return 0
-
-
-def duration(nanoseconds: float) -> str:
-    """Return a time with three digits and its unit."""
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if nanoseconds >= size:
-            return f"{nanoseconds / size:.3g} {unit}"
-    return f"{nanoseconds:.3g} ns"
 
 
 def _quantile(one: Quantile) -> str:

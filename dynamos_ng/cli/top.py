@@ -21,11 +21,11 @@ from dynamos_ng.dashboard.loop import Want
 from dynamos_ng.dashboard.series import LENGTH, Series
 from dynamos_ng.dashboard.terminal import Terminal
 from dynamos_ng.errors import DaemonUnreachable, DynamosError, UsageError
-from dynamos_ng.model import Event, Policy, Quiescence, Snapshot
+from dynamos_ng.model import Event, Latency, Policy, Quiescence, Snapshot
 from dynamos_ng.recording import Recording
 from dynamos_ng.wire import plain, restored
 
-#: How long stacks are sampled when somebody asks for it, in seconds.
+#: How long stacks are sampled, and calls timed, when somebody asks for it, in seconds.
 SAMPLING = 1.0
 #: In a recording, a gap is passed over after this long, in seconds.
 GAP = 2.0
@@ -81,6 +81,7 @@ def also(snapshot: Snapshot, want: Want) -> Snapshot:
     """Return a snapshot with what is wanted beside the usual."""
     policy: Policy | None = None
     quiescence: tuple[Quiescence, ...] = ()
+    latency: tuple[Latency, ...] = ()
     if want.policy:
         policy = restored(Policy, control.call("policy_show"))
     if want.function:
@@ -89,7 +90,9 @@ def also(snapshot: Snapshot, want: Want) -> Snapshot:
                 "quiescence", function=want.function, seconds=SAMPLING if want.sampling else 0.0, watch=False
             )
             quiescence = (restored(Quiescence, asked),)
-    return replace(snapshot, policy=policy, quiescence=quiescence)
+            if want.timing:
+                latency = (restored(Latency, control.call("latency", function=want.function, seconds=SAMPLING)),)
+    return replace(snapshot, policy=policy, quiescence=quiescence, latency=latency)
 
 
 def _two(interval: float) -> Series:

@@ -32,6 +32,7 @@ class Choice:
     top: int = 0
     paused: bool = False
     sampling: bool = False
+    timing: bool = False
     ended: bool = False
 
 
@@ -83,14 +84,16 @@ def press(choice: Choice, key: str, series: Series, page: int) -> Choice:
         return replace(choice, paused=not choice.paused)
     if key in _VIEWS:
         view = FUNCTIONS if _VIEWS[key] == choice.view else _VIEWS[key]
-        return replace(choice, view=view, top=0, sampling=False)
+        return replace(choice, view=view, top=0, sampling=False, timing=False)
     if key in ("escape", "backspace"):
-        leaves = choice.view == FUNCTIONS
-        return replace(choice, view=FUNCTIONS, top=0, sampling=False, filter="" if leaves else choice.filter)
+        kept = "" if choice.view == FUNCTIONS else choice.filter
+        return replace(choice, view=FUNCTIONS, top=0, sampling=False, timing=False, filter=kept)
     if choice.view == FUNCTIONS:
         return _among_functions(choice, key, series, page)
     if choice.view == FUNCTION and key == "s":
         return replace(choice, sampling=not choice.sampling)
+    if choice.view == FUNCTION and key == "l":
+        return replace(choice, timing=not choice.timing)
     return replace(choice, top=max(0, _moved(choice.top, key, page, 1 << 20)))
 
 

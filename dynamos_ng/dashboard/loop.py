@@ -21,10 +21,11 @@ IDLE = 1.0
 
 @dataclass(frozen=True)
 class Want:
-    """What a snapshot should hold beside the usual: a function's stacks, sampled or not, and the policy."""
+    """What a snapshot should hold beside the usual: a function's stacks, sampled or not, its latency, the policy."""
 
     function: str = ""
     sampling: bool = False
+    timing: bool = False
     policy: bool = False
 
 
@@ -76,4 +77,5 @@ def run(console: Console, source: Source) -> int:
 def want(choice: Choice) -> Want:
     """Return what a choice needs to be shown."""
     function = choice.selected[1] if choice.view == FUNCTION and choice.selected else ""
-    return Want(function, bool(function) and choice.sampling, choice.view == CLASSES)
+    looked_into = bool(function)
+    return Want(function, looked_into and choice.sampling, looked_into and choice.timing, choice.view == CLASSES)

@@ -17,7 +17,7 @@ from dynamos_ng.model import Cost, Snapshot
 LEAST = (40, 8)
 _KEYS = {
     FUNCTIONS: "q quit  h help  / filter  s sort:{sort}  r turn  enter open  c class  e events",
-    FUNCTION: "q quit  h help  esc back  s sample stacks  arrows scroll  space pause",
+    FUNCTION: "q quit  h help  esc back  s stacks  l latency  arrows scroll  space pause",
     CLASSES: "q quit  h help  esc back  arrows scroll  space pause",
     EVENTS: "q quit  h help  esc back  arrows scroll  space pause",
     HELP: "q quit  esc back  arrows scroll",

@@ -12,7 +12,18 @@ from dynamos_ng.dashboard import lines
 from dynamos_ng.dashboard.choice import Choice, calls, marked, rows
 from dynamos_ng.dashboard.lines import Column
 from dynamos_ng.dashboard.series import ORIGINAL, Series
-from dynamos_ng.model import Event, FunctionState, FunctionStatus, Holder, Phase, Quiescence, Snapshot, UpdateStatus
+from dynamos_ng.latency import duration, report
+from dynamos_ng.model import (
+    Event,
+    FunctionState,
+    FunctionStatus,
+    Holder,
+    Latency,
+    Phase,
+    Quiescence,
+    Snapshot,
+    UpdateStatus,
+)
 
 __all__ = ["Functions", "calls", "classes", "events", "function", "manual", "updates"]
 
@@ -159,8 +170,9 @@ def function(series: Series, choice: Choice, width: int, *, ascii_only: bool = F
         return [Text("this function is not there any more: its update was unloaded")]
     update, status = wanted[0]
     one = status.function
-    asked = series.latest.quiescence if series.latest else ()
+    asked, times = (series.latest.quiescence, series.latest.latency) if series.latest else ((), ())
     seen = next((value for value in asked if value.function == one.name), None)
+    timed = next((value for value in times if value.function == one.name), None)
     title = Text(lines.clean(_name(status)), "bold") + " " + Text(one.state.word, STATE_STYLES[one.state])
     made = [title + Text(lines.clean(f" of update {update.name}; {one.size} bytes at {one.address:#x}")), Text("")]
     made += _editions(series, update, status, seen, width, ascii_only)
@@ -172,7 +184,19 @@ def function(series: Series, choice: Choice, width: int, *, ascii_only: bool = F
             Text(f"  named an edition that there is not: {unknown}; was passed by: {avoided}"),
         ]
     made += [Text(lines.clean(f"! {note}"), "yellow") for note in status.notes]
+    made += _latency(timed) if timed else [Text("timing calls …" if choice.timing else "press l to time calls")]
     return made + [Text("")] + (_quiescence(seen, choice) if seen else [Text("nobody has looked at its stacks yet")])
+
+
+def _latency(timed: Latency) -> list[Text]:
+    """Return a line for each edition: how long its calls took, without the intervals of confidence that ab tells."""
+    found = report(timed)
+    made = [Text(f"latency over {timed.seconds:g} s, the probes' own included", "bold")]
+    for one in found.editions:
+        told = [f"p{100 * each.share:.0f} {duration(each.time)}" for each in one.quantiles if each.time is not None]
+        errors = f", {100 * one.errors.share:.3g} % errors" if one.calls else ""
+        made.append(Text(f"  calls of v{one.edition}: {lines.number(one.calls)}  {'  '.join(told)}{errors}"))
+    return made
 
 
 def _editions(
@@ -267,7 +291,7 @@ up down pgup pgdn home end   mark a function; scroll (j and k do, too)
 enter                        look into the marked function: editions, who is inside, stacks
 /                            show only what has this in its function's or update's name
 s, r                         sort by calls, in flight, name or update; the other way round
-s                            in a function: sample stacks, until it is pressed again
+s, l                         in a function: sample stacks, time calls, until it is pressed again
 c, e, f                      classes; events; functions
 space                        pause, and go on; in a recording, left and right step
 esc                          back; among functions, forget the filter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynamos_ng.latency import EditionLatency, Latency
 from dynamos_ng.model import (
     CallCounts,
     Cost,
@@ -67,6 +68,7 @@ def snapshot(second: int, functions: int = 0, state: FunctionState = FunctionSta
         ),
         policy=Policy(((143, 1, "bash"), (144, 1, "less")), (("less", 4),), (("cmdline_proc_show", ROW),)),
         quiescence=(quiescence("pipe_read"),),
+        latency=(Latency("pipe_read", 1.0, (EditionLatency(1, 900, 9, 0, ((240, 900),)),)),),
     )
 
 

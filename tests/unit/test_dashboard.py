@@ -174,6 +174,8 @@ def test_a_function_can_be_looked_into(running: Series, frame: Frame) -> None:
     assert line(found, "original").split()[:5] == ["original", "40", "320", "-", "2"]
     assert line(found, "v1").split()[:6] == ["v1", "40", "320", "3", "2", "0-3,8-255"]
     assert "! kprobe p:x is silent" in found
+    assert "latency over 1 s, the probes' own included" in found
+    assert "  calls of v1: 900  p50 270 µs  p95 270 µs  p99 270 µs, 1 % errors" in found
     assert "quiescence: in use; 60 stacks read, 250 µs in the stop" in found
     assert line(found, "101").split() == ["101", "rea?[31mder", "v1", "__schedule", "<", "schedule"]
     assert line(found, "5 ").split() == ["5", "copy_page", "<", "pipe_read_v1"]
@@ -273,6 +275,9 @@ def test_keys_lead_into_views_and_back(running: Series) -> None:
     assert (inside.view, inside.selected) == (FUNCTION, ("pipe", "pipe_read"))
     assert pressed(inside, running, "s").sampling
     assert not pressed(inside, running, "s", "escape").sampling
+    assert pressed(inside, running, "l").timing
+    assert not pressed(inside, running, "l", "l").timing
+    assert not pressed(inside, running, "l", "escape").timing
     assert pressed(Choice(), running, " ").paused
     assert not pressed(Choice(), running, " ", " ").paused
     assert pressed(Choice(), running, "q").ended
