@@ -13,6 +13,11 @@
 #define BUCKETS		576	/* up to 2^39 ns, nine minutes; longer ones are in the last */
 #define MAX_ERRNO	4095
 
+#ifndef BPF_LRU_HASH
+#define BPF_LRU_HASH(name, key, value, entries) \
+	BPF_TABLE("lru_hash", key, value, name, entries)
+#endif
+
 struct call {
 	u64 thread;
 	u64 cookie;

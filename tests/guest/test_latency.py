@@ -81,7 +81,7 @@ def test_editions_side_by_side(
     assert [one["edition"] for one in report["editions"]] == [1, 2, 3, 4]
     assert none["calls"] == 0
     median = slow["quantiles"][0]
-    assert median["time"] >= 5_000_000
+    assert median["time"] > 3 * first["quantiles"][0]["time"]
     assert median["low"] <= median["time"] <= median["high"]
     assert 0.2 < slow["errors"]["share"] < 0.3
     assert first["errors"]["share"] == same["errors"]["share"] == 0
