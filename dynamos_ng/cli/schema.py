@@ -7,11 +7,13 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from dynamos_ng import journal, latency, model, policy_values
+from dynamos_ng import doctor, facts, journal, latency, model, policy_values
 from dynamos_ng.errors import UsageError
+from dynamos_ng.lab import matrix
 
 #: What each verb prints; a dict is an object of just these members.
 VERBS: dict[str, Any] = {
@@ -21,8 +23,10 @@ VERBS: dict[str, Any] = {
     "confirm": {"confirmed": str},
     "deactivate": model.Change,
     "disable": model.EnabledUpdate,
+    "doctor": {"works": bool, "findings": tuple[doctor.Finding, ...], "facts": facts.Facts},
     "enable": model.EnabledUpdate,
     "history": {"entries": tuple[journal.Entry, ...], "torn": int},
+    "lab matrix": tuple[matrix.Row, ...],
     "load": model.Update | model.PendingUpdate | model.Change,  # the latter two with --when-module
     "phase": model.Phase,
     "policy apply": policy_values.Applied,
@@ -34,6 +38,11 @@ VERBS: dict[str, Any] = {
     "policy show": policy_values.Policy,
     "quiescence": model.Quiescence,
     "status": model.Snapshot,
+    "survey": {
+        "release": str, "architecture": str, "symbols": int, "aliases": int, "labels": dict[str, int], "functions": int,
+        "traceable": int, "cloneable": int, "cloneable_traceable": int, "traits": dict[str, Any],
+        "plain": dict[str, int], "refused": dict[str, Any], "seconds": float, "cpu_seconds": float, "peak_memory": int,
+    },
     "top": model.Snapshot,  # each of them on a line of its own
     "unload": tuple[model.Change, ...],
 }
@@ -75,7 +84,7 @@ def _of(kind: Any, defs: dict[str, Any]) -> dict[str, Any]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [_of(one, defs) for one in arguments]}
-    if origin is dict:  # as it came over the socket, or was answered
+    if origin in (dict, Mapping):  # as it came over the socket, or was answered
         return {"type": "object"}
     if origin is tuple and arguments[-1:] == (...,):
         return {"type": "array", "items": _of(arguments[0], defs)}

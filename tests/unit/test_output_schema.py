@@ -10,7 +10,10 @@ import pytest
 
 from dynamos_ng import latency
 from dynamos_ng.cli import parser, schema
+from dynamos_ng.doctor import Finding
 from dynamos_ng.errors import UsageError
+from dynamos_ng.facts import Facts
+from dynamos_ng.lab.matrix import Row
 from dynamos_ng.latency import EditionLatency, Latency
 from dynamos_ng.model import (
     CallCounts,
@@ -70,6 +73,8 @@ PRINTED = {
     "policy diff": PolicyDiff("q.toml", "p.toml", (("r", "new"),), ((1, "init", "default", "r"),)),
     "policy explain": Explanation(1, "a", 2, "r", "how", "since", "p.toml", (("f", "v2"),), (("q", "w"),), "", False),
     "ab": latency.report(Latency("f", 1.0, (EditionLatency(1, 9, 1, 0, ((16, 9),)), EditionLatency(2, 0, 0, 0, ())))),
+    "doctor": {"works": True, "findings": (Finding("bpf", "ok", "it works"),), "facts": Facts("x86_64", "6.1")},
+    "lab matrix": (Row("6.1", "6.1.0", "max", 0, 1.5, "out", ""),),
     "quiescence": QUIESCENCE, "status": SNAPSHOT, "top": SNAPSHOT,
     "enable": EnabledUpdate("e", "/e", 2, (1, 2), "held back"),
 }  # fmt: skip
@@ -95,7 +100,7 @@ def fits(value: Any, told: dict[str, Any], root: dict[str, Any]) -> bool:
     if isinstance(value, list):
         items = told.get("prefixItems") or [told["items"]] * len(value)
         return len(items) == len(value) and all(fits(*pair, root) for pair in zip(value, items, strict=True))
-    if isinstance(value, dict):
+    if isinstance(value, dict) and "required" in told:
         return set(value) == set(told["required"]) and all(
             fits(one, told["properties"][name], root) for name, one in value.items()
         )
@@ -114,12 +119,13 @@ def test_what_is_printed_fits(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", schema.VERBS)
 def test_every_verb_that_prints_json_has_a_schema(verb: str) -> None:
-    assert schema.schema(verb)["$defs"] or verb in ("build", "confirm")
+    assert schema.schema(verb)["$defs"] or verb in ("build", "confirm", "survey")
     needed = {
         "policy clear": [], "policy explain": ["1"], "policy set": ["--pid", "1"], "policy show": [], "status": [],
-        "top": [],
+        "top": [], "doctor": [], "lab matrix": ["x"],
     }.get(verb, ["x"])  # fmt: skip
-    assert parser().parse_args([*verb.split(" "), *needed, "--json"]).json
+    words = [*verb.split(" "), "--json", *needed] if verb != "survey" else ["survey", "--json", "FILE"]
+    assert parser().parse_args(words).json
 
 
 def test_an_unknown_verb() -> None:
