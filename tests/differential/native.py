@@ -164,8 +164,8 @@ class Redirected:
     def install(self) -> None:
         """Write the trampolines."""
         table, end = self.update.symbols["dynamos_functions"], self.update.symbols["dynamos_functions_end"]
-        assert end - table == 15 * 8 * len(self.names)
-        for at in range(table, end, 15 * 8):
+        assert end - table == 16 * 8 * len(self.names)
+        for at in range(table, end, 16 * 8):
             site, handler = word(at + 24), word(at + 40)
             assert ctypes.string_at(site, 5) == ctypes.string_at(at + 32, 5)
             ctypes.memmove(site, b"\xe9" + (handler - site - 5).to_bytes(4, "little", signed=True), 5)

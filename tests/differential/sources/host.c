@@ -17,7 +17,7 @@ struct edition {
 struct function {
 	word name, address, size, site;
 	u8 expected[8];
-	word handler, end, count, editions, row, reserved[2], parts_count, parts, below;
+	word handler, end, count, editions, row, reserved[2], parts_count, parts, below, flags;
 };
 
 extern struct function dynamos_functions[] __attribute__((weak)), dynamos_functions_end[] __attribute__((weak));
@@ -104,7 +104,11 @@ static void redirect(void)
 	*(unsigned *)(area + TASK + TGID) = 7;
 	dynamos_policy = (word)zeros;
 	syscall3(__NR_mprotect, TEXT, (word)_etext - TEXT, PROT_READ | PROT_WRITE | PROT_EXEC);
-	for (struct function *at = dynamos_functions; at < dynamos_functions_end; at++, use += 16) {
+	/* Without an update there is no such symbol: gcc must not compute with it before it is linked. */
+	struct function *end = dynamos_functions_end;
+
+	asm("" : "+r"(end));
+	for (struct function *at = dynamos_functions; at < end; at++, use += 16) {
 		*(word *)at->row = (word)zeros;
 		*(word *)((struct edition *)at->editions)->use = use;
 		for (int i = 0; i < 5; i++)
@@ -125,7 +129,11 @@ void begin(void)
 	if (dynamos_functions != dynamos_functions_end)
 		redirect();
 	run();
-	for (struct function *at = dynamos_functions; at < dynamos_functions_end; at++, use += 16) {
+	/* Without an update there is no such symbol: gcc must not compute with it before it is linked. */
+	struct function *end = dynamos_functions_end;
+
+	asm("" : "+r"(end));
+	for (struct function *at = dynamos_functions; at < end; at++, use += 16) {
 		show(*(word *)(area + use), ' ');
 		show(*(word *)(area + use + 8), '\n');
 	}
