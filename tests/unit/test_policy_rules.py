@@ -8,16 +8,21 @@ from dynamos_ng.errors import UsageError
 from dynamos_ng.policy import Rule, check_class
 
 
-@pytest.mark.parametrize("policy_class", [0, 1, 255])
+@pytest.mark.parametrize("policy_class", [0, 1, 254])
 def test_classes_are_bytes(policy_class: int) -> None:
     check_class(policy_class)
     assert Rule("sleep", policy_class).policy_class == policy_class
 
 
+def test_the_class_of_interrupts_is_no_process_s() -> None:
+    with pytest.raises(UsageError, match="policy class 255: no process has it: it is that of calls made in interrupts"):
+        check_class(255)
+
+
 @pytest.mark.parametrize("policy_class", [-1, 256])
 def test_other_classes_are_refused(policy_class: int) -> None:
     for attempt in (check_class, lambda number: Rule("sleep", number)):
-        with pytest.raises(UsageError, match=f"policy class {policy_class}: give a number from 0 to 255"):
+        with pytest.raises(UsageError, match=f"policy class {policy_class}: give a number from 0 to 254"):
             attempt(policy_class)
 
 
