@@ -199,12 +199,14 @@ def cloned(daemon: Daemon, tmp_path: Path) -> Iterator[Callable[..., None]]:
 def unload(name: str) -> None:
     """Unload an update in several tries: what an earlier call left on a sleeper's stack goes on being found in a wait.
 
-    That is so for our own, and for that of the task that passes the output on: it gets some to pass on.
+    That is so for our own; for that of the task that passes the output on, which gets some to pass on; and for that of
+    PID 1, which gets a signal as if a child had exited, and looks for it.
     """
     deadline = time.monotonic() + 120
     while True:
         work.stir()
         RELAY.write_bytes(b".")
+        os.kill(1, signal.SIGCHLD)
         try:
             control.call("unload", name=name, wait=2.0)
             return
