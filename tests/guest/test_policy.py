@@ -353,7 +353,7 @@ def test_use_counters_are_summed_over_cpus(maps: bpfmaps.Maps) -> None:
     assert maps.use(3, 1) == (0, 0)
 
 
-@pytest.mark.parametrize("pid", [0, -1, bpfmaps.PID_LIMIT])
+@pytest.mark.parametrize("pid", [0, -1, bpfmaps.PID_LIMIT], ids=["none", "negative", "limit"])
 def test_pids_that_cannot_be_are_refused(maps: bpfmaps.Maps, pid: int) -> None:
     with pytest.raises(UsageError, match="give a number from 1 to"):
         maps.set_class(pid, 1)
