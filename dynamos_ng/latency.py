@@ -205,9 +205,16 @@ def octaves(counts: Iterable[tuple[int, int]]) -> dict[int, int]:
     return found
 
 
+_UNITS = (("s", 1e9), ("ms", 1e6), ("µs", 1e3), ("ns", 1))
+
+
 def duration(nanoseconds: float) -> str:
     """Return a time with three digits and its unit."""
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if nanoseconds >= size:
-            return f"{nanoseconds / size:.3g} {unit}"
-    return f"{nanoseconds:.3g} ns"
+    unit, size = next((one for one in _UNITS if nanoseconds >= one[1]), _UNITS[-1])
+    return f"{nanoseconds / size:.3g} {unit}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return two times in one unit, ``?`` for what is not known."""
+    unit, size = next((one for one in _UNITS if (high or low or 0) >= one[1]), _UNITS[-1])
+    return "-".join("?" if bound is None else f"{bound / size:.3g}" for bound in (low, high)) + f" {unit}"

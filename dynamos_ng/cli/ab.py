@@ -13,7 +13,7 @@ from rich.text import Text
 from dynamos_ng import control, latency
 from dynamos_ng.cli import tables
 from dynamos_ng.errors import UsageError
-from dynamos_ng.latency import Comparison, EditionLatency, Latency, Quantile, Report, Share, duration, octaves
+from dynamos_ng.latency import Comparison, EditionLatency, Latency, Quantile, Report, Share, duration, interval, octaves
 from dynamos_ng.wire import plain, restored
 
 STYLES = ("cyan", "magenta", "green", "yellow")
@@ -61,8 +61,7 @@ def main(options: argparse.Namespace) -> int:
 def _quantile(one: Quantile) -> str:
     if one.time is None:
         return "-"
-    low, high = ("?" if bound is None else duration(bound) for bound in (one.low, one.high))
-    return f"{duration(one.time)}\n{low} to {high}"
+    return f"{duration(one.time)}\n{interval(one.low, one.high)}"
 
 
 def _share(one: Share, calls: int) -> str:

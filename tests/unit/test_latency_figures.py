@@ -133,6 +133,17 @@ def test_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "8.19 µs v1" in text
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (7680, 8704, "7.68-8.7 µs"), (900, 1100, "0.9-1.1 µs"), (None, 5e6, "?-5 ms"), (12, None, "12-? ns"),
+        (0, 1, "0-1 ns"),
+    ],  # fmt: skip
+)
+def test_an_interval_has_one_unit(low: float | None, high: float | None, said: str) -> None:
+    assert latency.interval(low, high) == said
+
+
 def test_nothing_measured_is_shown_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(both(measured(1, []), measured(2, [])), monkeypatch)
     assert lines[-1] == f"v2 against v1, errors: {UNKNOWN}"
