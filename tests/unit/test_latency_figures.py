@@ -138,7 +138,7 @@ def test_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (7680, 8704, "7.68-8.7 µs"), (900, 1100, "0.9-1.1 µs"), (None, 5e6, "?-5 ms"), (12, None, "12-? ns"),
         (0, 1, "0-1 ns"),
-    ],  # fmt: skip
+    ],
 )
 def test_an_interval_has_one_unit(low: float | None, high: float | None, said: str) -> None:
     assert latency.interval(low, high) == said
