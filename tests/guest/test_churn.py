@@ -115,7 +115,8 @@ def look(chance: random.Random, most: int) -> Counter[str]:
 
 @pytest.mark.limit(3000)
 def test_every_process_is_in_the_class_that_explain_gives(daemon: Daemon, tmp_path: Path, thorough: bool) -> None:
-    count, pid_max, wraps_wanted, rules_wanted = (2000, 4000, 4, 24) if thorough else (100, 400, 2, 10)
+    # The kernel keeps PIDs below 300 for those who were there first.
+    count, pid_max, wraps_wanted, rules_wanted = (2000, 4000, 4, 24) if thorough else (100, 600, 2, 10)
     chance, seen = random.Random(3), Counter[str]()
     limit, last_pid = Path("/proc/sys/kernel/pid_max"), Path("/proc/sys/kernel/ns_last_pid")
     before = limit.read_text()
