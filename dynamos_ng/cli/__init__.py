@@ -139,9 +139,13 @@ def _policy(parser: argparse.ArgumentParser) -> None:
 
 
 def _completion(one: argparse.ArgumentParser) -> None:
-    from dynamos_ng.cli import completion
+    def run(_: argparse.Namespace) -> int:
+        from dynamos_ng.cli import completion
 
-    one.set_defaults(run=lambda _: print(completion.script(parser()), end=""))
+        print(completion.script(parser()), end="")
+        return 0
+
+    one.set_defaults(run=run)
 
 
 def _schema(parser: argparse.ArgumentParser) -> None:

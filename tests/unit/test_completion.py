@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamos_ng.cli import completion, parser
+from dynamos_ng.cli import completion, main, parser
 
 COMPLETE = """
 source /dev/stdin <<< "$SCRIPT"
@@ -59,3 +59,8 @@ def test_loaded_updates_are_offered(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     assert completed("dynamos unload ", tmp_path) == ["cmdline", "pipe_gauge"]
     assert completed("dynamos activate pi", tmp_path) == ["pipe_gauge"]
+
+
+def test_the_verb_prints_the_script(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion"]) == 0
+    assert capsys.readouterr() == (completion.script(parser()), "")
