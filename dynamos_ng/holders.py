@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -17,6 +17,22 @@ def placed(holder: Holder, ranges: Sequence[tuple[int, int, str, int]], symbols:
         if start <= holder.address < end:
             return replace(holder, function=name, edition=edition, stack=stack)
     return replace(holder, stack=stack)
+
+
+def once_each(walk: StackWalk, some: Sequence[Holder]) -> StackWalk:
+    """Return a walk with SOME of its holders, the innermost of each task; those without room are counted as tasks."""
+    once = {(holder.pid, holder.comm): holder for holder in reversed(some)}
+    left = tuple(reversed(once.values()))
+    return replace(walk, holders=left, found=len(left) + walk.found - len(walk.holders))
+
+
+def disjoint(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield ranges in their order, without what an earlier one has: images of functions may overlap."""
+    last = 0
+    for start, end in sorted(ranges):
+        if end > max(start, last):
+            yield max(start, last), end
+            last = end
 
 
 def held(

@@ -209,7 +209,7 @@ class Manager(View):
                         f"edition: take that away first: echo 0 > {neighbours.LIVEPATCH / patches[-1]}/enabled",
                         errno.EEXIST,
                     )
-            before = tuple(self.measure(function) for function in update.functions)
+            before = self.measure(update.functions)
             old = {number: self._maps.row(number) for number in rows}
             for number, row in rows.items():
                 self._maps.set_row(number, row)
@@ -237,7 +237,7 @@ class Manager(View):
         """
         with self._lock:
             update = self.update(name)
-            before = tuple(self.measure(function) for function in update.functions)
+            before = self.measure(update.functions)
         switch = self._give_back("deactivate", update, update.functions, wait, nudge)
         with self._lock:
             return self._changed("deactivate", FunctionState.DRAINING, update, before, switch)
@@ -264,7 +264,7 @@ class Manager(View):
         """Tell of a change that has been made; what fails from now on is told, and makes no failure of it."""
         try:
             update = self.update(update.name)
-            after = tuple(self.measure(function) for function in update.functions)
+            after = self.measure(update.functions)
             notes = _left(update, switch)
         except DynamosError as error:
             after, notes = (), (f"done, but not measured afterwards: {error}",)
@@ -279,7 +279,7 @@ class Manager(View):
         """
         with self._lock:
             update = self.update(name)
-            before = tuple(self.measure(function) for function in update.functions)
+            before = self.measure(update.functions)
         active = update.state is FunctionState.REDIRECTED
         redirected = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
         switch = Switch(0, 0)

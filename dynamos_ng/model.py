@@ -149,6 +149,10 @@ class Function:
         """Return the highest edition number."""
         return max(edition.number for edition in self.editions)
 
+    def has(self, address: int) -> bool:
+        """Return whether a call can return to ADDRESS in the original, or it is in what the update has for it."""
+        return self.address < address < self.address + self.size or self.handler <= address < self.end
+
 
 @dataclass(frozen=True)
 class EditionUse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,5 +56,17 @@ def livepatches(function: str, folder: Path = LIVEPATCH, module: str = "") -> tu
 
     A patch counts from before its transition until its reversal has ended.
     """
-    paths = sorted(folder.glob(f"*/{module or 'vmlinux'}/{function},*"))
-    return tuple((path.parts[-3], int(path.name.rpartition(",")[2])) for path in paths)
+    return tuple(
+        (patch, int(position))
+        for patch in _listed(folder)
+        for name, _, position in (entry.rpartition(",") for entry in _listed(folder / patch / (module or "vmlinux")))
+        if name == function
+    )
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return the names in a folder; none if there is no such folder any more."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI = 12
+ABI = 13
 FUNCTIONS_MAX = 1024
 EDITIONS_MAX = 16
 CLASSES = 256

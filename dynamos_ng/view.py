@@ -163,7 +163,14 @@ class View:
         return tuple(patch for patch, position in found if named[position - 1 : position] == [function.address])
 
     def walk(self, functions: Iterable[Function], *, originals: bool = False) -> StackWalk:
-        """Walk all stacks for addresses inside the functions' editions; edition 0 is the original's own image."""
+        """Walk all stacks for addresses inside the functions' editions; edition 0 is the original's own image.
+
+        A task is told once, with the innermost of its addresses.
+        """
+        walk = self._walk(functions, originals)
+        return holders.once_each(walk, walk.holders)
+
+    def _walk(self, functions: Iterable[Function], originals: bool) -> StackWalk:
         ranges: list[tuple[int, int, str, int]] = []
         for function in functions:
             if originals:
@@ -175,10 +182,15 @@ class View:
                 low = edition.end
         if not ranges:
             return StackWalk((), 0, 0, 0, 0)
-        ranges = sorted(set(ranges))
-        walk = self._device.stacks([(start, end) for start, end, _, _ in ranges])
-        symbols = self._symbols() if walk.holders else None
-        return replace(walk, holders=tuple(holders.placed(holder, ranges, symbols) for holder in walk.holders))
+        ranges.sort()
+        code = list(holders.disjoint((start, end) for start, end, _, _ in ranges))
+        walks = [self._device.stacks(code[at : at + uapi.RANGES_MAX]) for at in range(0, len(code), uapi.RANGES_MAX)]
+        found = [holder for walk in walks for holder in walk.holders]
+        symbols = self._symbols() if found else None
+        return StackWalk(
+            tuple(holders.placed(holder, ranges, symbols) for holder in found), sum(walk.found for walk in walks),
+            walks[0].tasks, walks[0].words, sum(walk.stop_ns for walk in walks),
+        )  # fmt: skip
 
     def _symbols(self) -> Symbols:
         """Return the kernel's symbols, read anew when modules have come or gone."""
@@ -219,7 +231,8 @@ class View:
             sampled = tuple(
                 SampledStack(stack.samples, tuple(map(symbols.label, stack.frames))) for stack in stacks[:SAMPLED_SHOWN]
             )
-        return replace(self.measure(found, samples), sampled=sampled)
+        (measured,) = self.measure([found])
+        return replace(measured, samples=samples, sampled=sampled)
 
     def latency(self, function: str, editions: Sequence[int] = (), seconds: float = 10.0) -> Latency:
         """Time the calls of a function's editions, of all or of those named, for so many seconds.
@@ -248,14 +261,17 @@ class View:
             self._unwatched = {name: why for name, why in self._unwatched.items() if name not in names} | dict(refused)
         return refused
 
-    def measure(self, function: Function, samples: int | None = None) -> Quiescence:
-        """Ask counters, stacks and probes about a function."""
-        walk = self.walk([function], originals=True)
-        return Quiescence(
-            function.name,
-            function.state,
-            self.uses(function),
-            walk,
-            self._probes.counts().get(function.name),
-            samples,
+    def measure(self, functions: Sequence[Function]) -> tuple[Quiescence, ...]:
+        """Ask counters, stacks and probes about functions; all of them in one walk of the stacks."""
+        walk = self._walk(functions, originals=True)
+        counts = self._probes.counts()
+        return tuple(
+            Quiescence(
+                function.name,
+                function.state,
+                self.uses(function),
+                holders.once_each(walk, [holder for holder in walk.holders if function.has(holder.address)]),
+                counts.get(function.name),
+            )
+            for function in functions
         )

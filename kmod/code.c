@@ -42,11 +42,12 @@ void code_add(struct code *code, const struct dynamos_part *parts, u32 count)
 
 /**
  * code_holds() - tell whether a call can return to an address in the code
- * @code: not empty
+ * @set: a struct code, not empty
  * @address: none of a piece's first byte, for its address is a pointer to it
  */
-bool code_holds(const struct code *code, unsigned long address)
+bool code_holds(const void *set, unsigned long address)
 {
+	const struct code *code = set;
 	u32 low = 0, high = code->count;
 
 	while (low < high) {
@@ -65,7 +66,7 @@ bool code_holds(const struct code *code, unsigned long address)
 /**
  * code_scan() - read all stacks for addresses in the code, only inside a stop
  * @code: not empty
- * @seen: called for each address within its outermost bounds
+ * @seen: called for each
  * @context: for @seen
  */
 void code_scan(const struct code *code, bool (*seen)(struct stack_scan *scan,
@@ -74,6 +75,9 @@ void code_scan(const struct code *code, bool (*seen)(struct stack_scan *scan,
 	struct stack_scan scan = {
 		.lo = code->parts[0].start + 1,
 		.hi = code->parts[code->count - 1].end,
+		.holds = code_holds,
+		.where = code,
+		.no_pointers = true,
 		.seen = seen,
 		.context = context,
 	};

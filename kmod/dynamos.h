@@ -135,6 +135,7 @@ struct redirect {
 	struct module *owner;
 	struct adapt *adapt;		/* owned; NULL if the policy alone decides */
 	struct redirect *below;		/* what its edition 1 leads on to, or NULL */
+	u8 alone[TRAMPOLINE_SIZE];	/* what stands there without one below */
 	u32 state;
 	u32 order;			/* of its activation */
 };
@@ -189,11 +190,15 @@ void lead_changed(struct redirect *redirect, bool activate);
  *
  * stack_stop() parks the CPUs, calls @work on one of them, and makes all of
  * them serialise before they go on. Inside @work, stack_scan() reads the words
- * of each stack and calls @seen for each that lies in [lo, hi) and that is not
- * known to be stale.
+ * of each stack and calls @seen for each that lies in [lo, hi), is meant, and is
+ * not known to be stale.
  */
 struct stack_scan {
 	unsigned long lo, hi;
+	/* Whether what lies within these bounds is meant; NULL: all is. */
+	bool (*holds)(const void *where, unsigned long address);
+	const void *where;
+	bool no_pointers;		/* no function's first byte is meant */
 	/* Return true to stop the scan of everything. */
 	bool (*seen)(struct stack_scan *scan, struct task_struct *task,
 		     unsigned long word);
@@ -222,7 +227,7 @@ struct code {
 
 struct code *code_new(u32 most);
 void code_add(struct code *code, const struct dynamos_part *parts, u32 count);
-bool code_holds(const struct code *code, unsigned long address);
+bool code_holds(const void *set, unsigned long address);
 void code_scan(const struct code *code, bool (*seen)(struct stack_scan *scan,
 	       struct task_struct *task, unsigned long word), void *context);
 

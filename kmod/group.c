@@ -147,8 +147,7 @@ static bool original_seen(struct stack_scan *scan, struct task_struct *task,
 {
 	struct group *group = scan->context;
 
-	if (code_holds(group->originals, word))
-		state_of(group, task)->flags |= FOUND;
+	state_of(group, task)->flags |= FOUND;
 	return false;
 }
 

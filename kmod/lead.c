@@ -4,7 +4,8 @@
  *
  * The one activated last is on top: the trampoline leads to it, and its edition 1
  * on to the one below, whose own is the lowest's clone of the original. Whoever
- * goes is left out, wherever it lies.
+ * goes is left out, wherever it lies. A jump on is written over one instruction,
+ * so that no task can be inside it, in front of all that counts.
  */
 #include "arch/x86.h"
 #include "dynamos.h"
@@ -75,7 +76,7 @@ int lead_to(struct patching *patching, u32 id)
 		return -EEXIST;
 	err = lead(patching, id, function->site, top, redirect, function->expected);
 	if (!err)
-		err = lead(patching, id, function->below, redirect->below, top, arch_nop);
+		err = lead(patching, id, function->below, redirect->below, top, redirect->alone);
 	return err;
 }
 
@@ -97,7 +98,7 @@ int lead_past(struct patching *patching, u32 id)
 	for (other = 0; other < DYNAMOS_FUNCTIONS_MAX && !err; other++)
 		if (redirects[other] && redirects[other]->below == redirect)
 			err = lead(patching, id, redirects[other]->function->below,
-				   redirect, redirect->below, arch_nop);
+				   redirect, redirect->below, redirects[other]->alone);
 	return err;
 }
 

@@ -244,8 +244,6 @@ static bool old_seen(struct stack_scan *scan, struct task_struct *task,
 {
 	struct move *move = scan->context;
 
-	if (!code_holds(move->update->old, word))
-		return false;
 	culprit_task(&move->update->culprit, task, word);
 	move->held = true;
 	return true;

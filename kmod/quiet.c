@@ -7,7 +7,6 @@
 #include "dynamos.h"
 
 struct quiet_scan {
-	const struct dynamos_update *told;
 	struct dynamos_culprit *culprit;
 	bool held;
 };
@@ -18,25 +17,22 @@ static bool in_update_seen(struct stack_scan *scan, struct task_struct *task,
 	struct quiet_scan *quiet = scan->context;
 
 	quiet->held = true;
-	quiet->culprit->pid = task->pid;
-	quiet->culprit->address = word;
-	memcpy(quiet->culprit->comm, task->comm, sizeof(quiet->culprit->comm));
+	culprit_task(quiet->culprit, task, word);
 	return true;
 }
 
-static bool in_original_seen(struct stack_scan *scan, struct task_struct *task,
-			     unsigned long word)
+static bool in_originals(const void *told_update, unsigned long word)
 {
-	const struct quiet_scan *quiet = scan->context;
+	const struct dynamos_update *told = told_update;
 	unsigned long i, j;
 
-	for (i = 0; i < function_count(quiet->told); i++) {
-		const struct dynamos_function *function = &quiet->told->functions[i];
+	for (i = 0; i < function_count(told); i++) {
+		const struct dynamos_function *function = &told->functions[i];
 
 		for (j = 0; j < function->nr_parts; j++)
 			if (word > function->parts[j].start &&
 			    word < function->parts[j].end)
-				return in_update_seen(scan, task, word);
+				return true;
 	}
 	return false;
 }
@@ -45,6 +41,9 @@ static void bound_originals(const struct dynamos_update *told, struct stack_scan
 {
 	unsigned long i, j;
 
+	scan->holds = in_originals;
+	scan->where = told;
+	scan->no_pointers = true;
 	scan->lo = ULONG_MAX;
 	for (i = 0; i < function_count(told); i++) {
 		const struct dynamos_function *function = &told->functions[i];
@@ -67,11 +66,8 @@ static void bound_originals(const struct dynamos_update *told, struct stack_scan
 int update_quiet(const struct dynamos_update *told, bool activate,
 		 struct dynamos_culprit *culprit)
 {
-	struct quiet_scan quiet = { .told = told, .culprit = culprit };
-	struct stack_scan scan = {
-		.seen = activate ? in_original_seen : in_update_seen,
-		.context = &quiet,
-	};
+	struct quiet_scan quiet = { .culprit = culprit };
+	struct stack_scan scan = { .seen = in_update_seen, .context = &quiet };
 
 	if (activate)
 		bound_originals(told, &scan);

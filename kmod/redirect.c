@@ -51,7 +51,9 @@ static int function_check(const struct dynamos_function *function,
 	    function->site - function->address > 16 ||
 	    (function->flags & ~DYNAMOS_TELLS) ||
 	    !within_module(function->handler, owner) ||
-	    !within_module(function->end - 1, owner))
+	    !within_module(function->end - 1, owner) ||
+	    function->below < function->handler ||
+	    function->below + TRAMPOLINE_SIZE > function->end)
 		return -ENOEXEC;
 	for (i = 0; i < function->nr_editions; i++) {
 		const struct dynamos_edition *edition = &function->editions[i];
@@ -180,6 +182,7 @@ int redirect_add(const struct dynamos_update *update)
 		}
 		redirect->function = function;
 		redirect->owner = update->owner;
+		memcpy(redirect->alone, (void *)function->below, TRAMPOLINE_SIZE);
 		redirects[id] = redirect;
 		function_reset(id, redirect->function);
 		function_connect(id, redirect->function);

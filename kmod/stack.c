@@ -98,10 +98,16 @@ static unsigned long stack_pointer(struct task_struct *task)
 	return arch_saved_sp(task);
 }
 
+static bool is_meant(const struct stack_scan *scan, unsigned long address)
+{
+	return address >= scan->lo && address < scan->hi &&
+	       (!scan->holds || scan->holds(scan->where, address));
+}
+
 #ifdef CONFIG_UNWINDER_ORC
 /*
  * Whether a task's stack unwinds to its very end without doubt, and no frame
- * lies within the bounds: then such words are what finished calls left behind.
+ * lies in what is meant: then such words are what finished calls left behind.
  * The unwinder asks kretprobes and the graph tracer by itself. It must not be
  * used on a task that could be running.
  */
@@ -119,7 +125,7 @@ static bool sleeps_elsewhere(struct stack_scan *scan, struct task_struct *task)
 		if (regs && user_mode(regs))
 			return true;
 		address = unwind_get_return_address(&state);
-		if (!address || (address >= scan->lo && address < scan->hi))
+		if (!address || is_meant(scan, address))
 			return false;
 	}
 	return !unwind_error(&state);
@@ -132,16 +138,16 @@ static bool sleeps_elsewhere(struct stack_scan *scan, struct task_struct *task)
  * functions, so one behind another's last call is not taken for its return;
  * inside an edition no other function begins.
  */
-static bool is_return_address(unsigned long word)
+static bool is_return_address(const struct stack_scan *scan, unsigned long word)
 {
 	u8 code[CALL_SIZE];
 
-	return (!IS_ALIGNED(word, FUNCTION_ALIGN) || redirect_inside(word)) &&
+	return (!IS_ALIGNED(word, FUNCTION_ALIGN) || scan->no_pointers || redirect_inside(word)) &&
 	       !copy_from_kernel_nofault(code, (void *)(word - CALL_SIZE), CALL_SIZE) &&
 	       (code[0] == CALL_REL32 || code[CALL_SIZE - 2] == CALL_REGISTER);
 }
 #else
-static bool is_return_address(unsigned long word)
+static bool is_return_address(const struct stack_scan *scan, unsigned long word)
 {
 	return false;
 }
@@ -154,28 +160,34 @@ static bool sleeps_elsewhere(struct stack_scan *scan, struct task_struct *task)
 
 /* Each of these returns true if the scan is to end. */
 
-static bool scan_word(struct stack_scan *scan, struct task_struct *task,
-		      unsigned long word)
+/* A word within the bounds, where few are. */
+static noinline bool scan_found(struct stack_scan *scan, struct task_struct *task,
+				unsigned long word)
 {
-	scan->words++;
-	if (word < scan->lo || word >= scan->hi)
+	if (!is_meant(scan, word))
 		return false;
 	if (scan->judged != task) {
 		scan->judged = task;
 		scan->acquitted = sleeps_elsewhere(scan, task);
 	}
-	return !(scan->acquitted && is_return_address(word)) &&
+	return !(scan->acquitted && is_return_address(scan, word)) &&
 	       scan->seen(scan, task, word);
 }
 
+/* All CPUs stand still for this loop: a few instructions for each word. */
 static bool scan_words(struct stack_scan *scan, struct task_struct *task,
 		       unsigned long start, unsigned long end)
 {
-	unsigned long at;
+	const unsigned long lo = scan->lo, size = scan->hi - lo;
+	unsigned long at = ALIGN_DOWN(start, sizeof(long));
 
-	for (at = ALIGN_DOWN(start, sizeof(long)); at < end; at += sizeof(long))
-		if (scan_word(scan, task, READ_ONCE_NOCHECK(*(unsigned long *)at)))
+	scan->words += (end - at) / sizeof(long);
+	for (; at < end; at += sizeof(long)) {
+		unsigned long word = READ_ONCE_NOCHECK(*(unsigned long *)at);
+
+		if (unlikely(word - lo < size) && scan_found(scan, task, word))
 			return true;
+	}
 	return false;
 }
 
@@ -188,7 +200,8 @@ static bool scan_kretprobes(struct stack_scan *scan, struct task_struct *task)
 		struct rethook_node *hook =
 			container_of(node, struct rethook_node, llist);
 
-		if (scan_word(scan, task, hook->ret_addr))
+		scan->words++;
+		if (scan_found(scan, task, hook->ret_addr))
 			return true;
 	}
 	return false;
@@ -259,6 +272,7 @@ struct holders {
 	u32 nr_ranges;
 	struct dynamos_holder *list;
 	struct task_struct *last;	/* the task that the last holder is for */
+	u32 first;			/* that task's first holder */
 	struct dynamos_stacks *stacks;
 };
 
@@ -295,31 +309,42 @@ static void holder_frames(struct dynamos_holder *holder, struct task_struct *tas
 	}
 }
 
+static const struct dynamos_range *holders_range(const struct holders *holders,
+						 unsigned long word)
+{
+	return bsearch(&word, holders->ranges, holders->nr_ranges,
+		       sizeof(*holders->ranges), range_compare);
+}
+
+static bool holders_hold(const void *holders, unsigned long word)
+{
+	return holders_range(holders, word);
+}
+
 static bool holder_seen(struct stack_scan *scan, struct task_struct *task,
 			unsigned long word)
 {
 	struct holders *holders = scan->context;
 	struct dynamos_stacks *stacks = holders->stacks;
-	const struct dynamos_range *range;
+	u32 range = holders_range(holders, word) - holders->ranges;
 	struct dynamos_holder *holder;
+	u32 i;
 
-	range = bsearch(&word, holders->ranges, holders->nr_ranges,
-			sizeof(*range), range_compare);
-	if (!range)
-		return false;
-	if (holders->last == task) {
-		if (stacks->nr_holders <= stacks->max_holders)
-			holders->list[stacks->nr_holders - 1].words++;
-		return false;
-	}
+	if (holders->last != task)
+		holders->first = stacks->nr_holders;
 	holders->last = task;
+	for (i = holders->first; i < min(stacks->nr_holders, stacks->max_holders); i++)
+		if (holders->list[i].range == range) {
+			holders->list[i].words++;
+			return false;
+		}
 	if (stacks->nr_holders++ >= stacks->max_holders)
 		return false;	/* counted, no room to tell more */
 	holder = &holders->list[stacks->nr_holders - 1];
 	holder->pid = task->pid;
 	holder->tgid = task->tgid;
 	holder->address = word;
-	holder->range = range - holders->ranges;
+	holder->range = range;
 	holder->words = 1;
 	memcpy(holder->comm, task->comm, sizeof(holder->comm));
 	holder_frames(holder, task);
@@ -332,6 +357,8 @@ static int holders_work(void *context)
 	struct stack_scan scan = {
 		.lo = holders->ranges[0].start,
 		.hi = holders->ranges[holders->nr_ranges - 1].end,
+		.holds = holders_hold,
+		.where = holders,
 		.seen = holder_seen,
 		.context = holders,
 	};

@@ -130,13 +130,14 @@ class Sleeper:
 
 
 @contextmanager
-def sleeping_reader() -> Iterator[Sleeper]:
-    """Start a process and return once it sleeps in pipe_read, whichever edition that is."""
+def sleeping_reader(then: Callable[[], object] = lambda: None) -> Iterator[Sleeper]:
+    """Start a process and return once it sleeps in pipe_read, whichever edition that is; woken, it does `then`."""
     end_read, end_write = os.pipe()
 
     def run() -> None:
         os.close(end_write)
         os.read(end_read, 1)
+        then()
 
     pid = fork(run)
     try:

@@ -21,13 +21,6 @@
 #define ARGUMENT_REGISTERS 3
 #endif
 
-/* One instruction of five bytes that does nothing, as generated code has it. */
-#ifdef CONFIG_X86_64
-static const u8 arch_nop[] = { 0x0f, 0x1f, 0x44, 0x00, 0x00 };
-#else
-static const u8 arch_nop[] = { 0x3e, 0x8d, 0x74, 0x26, 0x00 };
-#endif
-
 /* Where __switch_to_asm() left the stack of a task that is not on a CPU. */
 static inline unsigned long arch_saved_sp(struct task_struct *task)
 {

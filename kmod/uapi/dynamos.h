@@ -106,7 +106,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define DYNAMOS_ABI		12
+#define DYNAMOS_ABI		13
 #define DYNAMOS_FUNCTIONS_MAX	1024	/* registered at one time */
 #define DYNAMOS_EDITIONS_MAX	16	/* per function; number 0 is not used */
 #define DYNAMOS_CLASSES		256	/* policy classes: one byte per process */
@@ -259,8 +259,8 @@ struct dynamos_range {
 struct dynamos_holder {
 	__s32 pid;		/* thread id */
 	__s32 tgid;
-	__u64 address;		/* the innermost one found */
-	__u32 range;		/* index of the range that it lies in */
+	__u64 address;		/* the innermost one found in the range */
+	__u32 range;		/* its index; a task has a holder for each, innermost first */
 	__u32 words;		/* how many such words its stack has */
 	char comm[DYNAMOS_COMM_MAX];
 	__u64 frames[DYNAMOS_FRAMES_MAX];	/* innermost first, ends with 0; none if runnable */

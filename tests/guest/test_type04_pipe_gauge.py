@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -34,7 +36,7 @@ def where() -> Any:
 def until(wanted: Callable[[], bool], what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not wanted():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, f"{what}: {where()}"
         time.sleep(0.1)
 
 
@@ -49,6 +51,20 @@ def delaying() -> Any:
 
 def sleepers(stack: ExitStack) -> list[work.Sleeper]:
     return [stack.enter_context(work.sleeping_reader()) for _ in range(SLEEPERS)]
+
+
+def elsewhere() -> list[Callable[[], object]]:
+    """Ways to fall asleep on a stack that still has what an earlier sleep in a pipe has left there."""
+    quiet = os.eventfd(0)
+    polled = select.poll()
+    polled.register(quiet, select.POLLIN)
+    return [
+        polled.poll,
+        lambda: select.select([quiet], [], []),
+        lambda: os.eventfd_read(quiet),
+        lambda: time.sleep(3600),
+        signal.pause,
+    ]
 
 
 def lying() -> None:
@@ -91,7 +107,10 @@ def test_a_synchronised_update_of_pipes(
             one.wake()
 
         # Phases 2 and 3 follow by themselves; who slept in edition 2 wakes in the new code.
-        until(lambda: where()["phase"] == 3, "phase 3 does not begin")
+        with ExitStack() as others:
+            for wait in elsewhere():
+                others.enter_context(work.sleeping_reader(wait)).wake()
+            until(lambda: where()["phase"] == 3, "phase 3 does not begin")
         woken = number("woken_in_new_code")
         for one in in_second:
             one.wake()
