@@ -70,8 +70,8 @@ class Arch(ABC):
     `idle` holds the forms of a ftrace site that nobody uses, `endbr` those of an entry of indirect branches.
     `relocations` gives name, width in bytes and whether relative to the place, by ELF type; `return_thunks` says
     whether its kernels may replace returns by jumps. Registers that a C function does not care about come first choice
-    first: at its entry, when it returns, when it jumps to another. `pair` are two that `select` uses, the second for
-    what is `chosen`; `arguments` are those that a C function's arguments come in, in their order.
+    first: at its entry, when it returns, when it jumps to another. `select` uses the register of which `chosen` is the
+    lowest byte, the second of a `pair`; `arguments` are those that a C function's arguments come in, in their order.
     """
 
     name: str
@@ -102,13 +102,16 @@ class Arch(ABC):
         """
 
     @abstractmethod
-    def increment(self, slot: str, offset: int, register: str) -> list[str]:
+    def increment(self, slot: str, offset: int, register: str, rare: list[str]) -> list[str]:
         """Return text that adds 1 to the 64-bit per-CPU number OFFSET behind what SLOT holds; changes REGISTER and
-        flags."""
+        flags. What is seldom run is appended to RARE."""
 
     @abstractmethod
-    def saved(self, preserve: bool, /) -> tuple[str, ...]:
-        """Return the registers that `select` changes and a handler must save; with PRESERVE, all of them."""
+    def saved(self, preserve: bool, pair: bool, /) -> tuple[str, ...]:
+        """Return the registers that a handler must save: with PRESERVE, all that it changes.
+
+        That is what is `chosen`, or the PAIR.
+        """
 
     @abstractmethod
     def select(self, current: int, tgid: int, row: str, told: Sequence[str] = ()) -> list[str]:
@@ -152,10 +155,10 @@ class Arch(ABC):
     def reference(self, kind: int, expression: str) -> list[str]:
         """Return text of a field that a relocation of KIND is to fill with EXPRESSION."""
 
-    def count(self, slot: str, offset: int, scratch: str, preserve: bool) -> list[str]:
+    def count(self, slot: str, offset: int, scratch: str, preserve: bool, rare: list[str]) -> list[str]:
         """Return `increment` with what it changes saved: all with PRESERVE, its register if SCRATCH is ""."""
         register = scratch or self.spare
-        lines = self.increment(slot, offset, register)
+        lines = self.increment(slot, offset, register, rare)
         if preserve:
             lines = ["\tpushf", *lines, "\tpopf"]
         if preserve or not scratch:

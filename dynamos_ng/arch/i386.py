@@ -22,30 +22,30 @@ class _I386(Arch):
     def decode(self, code: bytes, address: int) -> tuple[list[Instruction], int]:
         return _DECODER.decode(code, address)
 
-    def increment(self, slot: str, offset: int, register: str) -> list[str]:
+    def increment(self, slot: str, offset: int, register: str, rare: list[str]) -> list[str]:
         # The carry of an interrupt in between, or of another CPU, is its own: the sum over all CPUs is right.
+        carry = f".L{slot}.carry{len(rare)}"
+        rare += [f"{carry}:", f"\tincl %fs:{offset + 4}(%{register})", f"\tjmp {carry}.over", "\tint3"]
         return [
-            f"\tmov {slot}, %{register}",
-            f"\taddl $1, %fs:{offset}(%{register})",
-            f"\tadcl $0, %fs:{offset + 4}(%{register})",
-        ]
+            f"\tmov {slot}, %{register}", f"\taddl $1, %fs:{offset}(%{register})", f"\tjc {carry}", f"{carry}.over:"
+        ]  # fmt: skip
 
-    def saved(self, _preserve: bool) -> tuple[str, ...]:
-        return ("eax", "ecx")
+    def saved(self, _preserve: bool, pair: bool) -> tuple[str, ...]:
+        return self.pair[not pair :]
 
     def select(self, current: int, tgid: int, row: str, told: Sequence[str] = ()) -> list[str]:
         return [
-            f"\tmov %fs:{current:#x}, %eax",
-            f"\tmov {tgid:#x}(%eax), %ecx",
-            "\tmov dynamos_policy, %eax",
-            "\tmovzbl (%eax,%ecx), %ecx",
+            f"\tmov %fs:{current:#x}, %ecx",
+            f"\tmov {tgid:#x}(%ecx), %ecx",
+            "\tadd dynamos_policy, %ecx",
+            "\tmovzbl (%ecx), %ecx",
             *told,
-            f"\tmov {row}, %eax",
-            "\tmovzbl (%eax,%ecx), %ecx",
+            f"\tadd {row}, %ecx",
+            "\tmovzbl (%ecx), %ecx",
         ]
 
     def in_interrupt(self, preempt: int, mask: int, policy_class: int) -> list[str]:
-        return [f"\tmov ${policy_class}, %eax", f"\ttestl ${mask:#x}, %fs:{preempt:#x}", "\tcmovne %eax, %ecx"]
+        return [f"\ttestl ${mask:#x}, %fs:{preempt:#x}", "\tje 1f", f"\tmov ${policy_class}, %ecx", "1:"]
 
     def adapt(self, slot: str) -> list[str]:
         return [f"\tmov {slot}, %eax", "\tmov %esp, %edx", "\tcall dynamos_adapt"]

@@ -16,27 +16,25 @@ class _X8664(Arch):
     def decode(self, code: bytes, address: int) -> tuple[list[Instruction], int]:
         return _DECODER.decode(code, address)
 
-    def increment(self, slot: str, offset: int, register: str) -> list[str]:
+    def increment(self, slot: str, offset: int, register: str, _rare: list[str]) -> list[str]:
         return [f"\tmov {slot}(%rip), %{register}", f"\tincq %gs:{offset}(%{register})"]
 
-    def saved(self, preserve: bool) -> tuple[str, ...]:
-        return ("r10", "r11") if preserve else ()
+    def saved(self, preserve: bool, pair: bool) -> tuple[str, ...]:
+        return self.pair[not pair :] if preserve else ()
 
     def select(self, current: int, tgid: int, row: str, told: Sequence[str] = ()) -> list[str]:
         return [
             f"\tmov %gs:{current:#x}, %r11",
             f"\tmov {tgid:#x}(%r11), %r11d",
-            "\tmov dynamos_policy(%rip), %r10",
-            "\tmovzbl (%r10,%r11), %r11d",
+            "\tadd dynamos_policy(%rip), %r11",
+            "\tmovzbl (%r11), %r11d",
             *told,
-            f"\tmov {row}(%rip), %r10",
-            "\tmovzbl (%r10,%r11), %r11d",
+            f"\tadd {row}(%rip), %r11",
+            "\tmovzbl (%r11), %r11d",
         ]
 
     def in_interrupt(self, preempt: int, mask: int, policy_class: int) -> list[str]:
-        return [
-            f"\tmov ${policy_class}, %r10d", f"\ttestl ${mask:#x}, %gs:{preempt:#x}", "\tcmovne %r10d, %r11d"
-        ]  # fmt: skip
+        return [f"\ttestl ${mask:#x}, %gs:{preempt:#x}", "\tje 1f", f"\tmov ${policy_class}, %r11d", "1:"]
 
     def adapt(self, slot: str) -> list[str]:
         return [f"\tmov {slot}(%rip), %rdi", "\tmov %rsp, %rsi", "\tcall dynamos_adapt"]

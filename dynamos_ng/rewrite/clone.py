@@ -267,7 +267,7 @@ class _Clone:
         if kind is Kind.RETURN or (kind is Kind.JUMP and target in original.return_thunks):
             self._check_exit(instruction, state)
             dropping = [f"\t{instruction.detail}"] if instruction.detail else []
-            return [f"\tjmp {edition.tail(dropping) if dropping else edition.exit}"]
+            return [f"\tjmp {edition.tail(dropping)}"] if dropping else edition.leaving(state)
         if kind is Kind.JUMP_INDIRECT:
             return self._indirect_tail(instruction, state)
         if kind in DIRECT and target is not None:

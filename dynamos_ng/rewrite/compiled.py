@@ -272,7 +272,9 @@ class Compiled:
             return [f"\tjmp {edition.tail(dropping)}"]
         if instruction.kind is Kind.RETURN or outside == _RETURN:
             self.moved[instruction.address] = ""
-            return [f"\t{instruction.detail or 'jmp'} {edition.exit}"]
+            if instruction.kind in (Kind.RETURN, Kind.JUMP):
+                return edition.leaving(state)
+            return [f"\t{instruction.detail} {edition.exit}"]
         if instruction.kind is Kind.LOOP:
             raise self._refusal("a short branch out of the function", instruction.address)
         if instruction.address in self._calls:

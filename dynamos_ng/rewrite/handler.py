@@ -14,6 +14,9 @@ from dynamos_ng.rewrite import consistency
 from dynamos_ng.rewrite.writer import Edition, Tables, deeper, pushing
 from dynamos_ng.uapi import INTERRUPTS
 
+#: Handlers and editions begin with a line of the caches for code, and are jumped to: measured, that is the fastest.
+_ALIGN = "\t.balign 64, 0xcc"
+
 
 @dataclass(frozen=True)
 class Constants:
@@ -44,9 +47,8 @@ def handler(
     tables: Tables,
     adapts: bool = False,
     tells: bool = False,
-) -> list[str]:
-    """Return the text of LABEL_handler; if it saves nothing, it falls through into the first edition, which must
-    follow.
+) -> list[list[str]]:
+    """Return the text that stands before each edition; before the first one that is LABEL_handler.
 
     With ADAPTS the function must be C, which PRESERVE denies. If it TELLS interrupts, calls made in them are of a
     policy class of their own.
@@ -54,29 +56,26 @@ def handler(
     name = f"{label}_handler"
     arch = tables.arch
     others = [edition for edition in editions if edition.number > 1]
-    saved = arch.arguments[::-1] if adapts else arch.saved(preserve)
+    task = editions[0].task
+    saved = arch.arguments[::-1] if adapts else arch.saved(preserve, bool(task))
     save = [f"\tpush %{register}" for register in saved] + ["\tpushf"] * preserve
     restore = ["\tpopf"] * preserve + [f"\tpop %{register}" for register in reversed(saved)]
     tables.unwind(name, state)
-    lines = ["\t.balign 16, 0xcc", f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
+    lines = [_ALIGN, f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
     lines += pushing(f".L{name}.save", save, state, tables)
-    task = editions[0].task
     if adapts:
         chosen, select = arch.answer, arch.adapt(f"{label}_adapt")
     else:
         told = arch.in_interrupt(constants.preempt, constants.interrupt, INTERRUPTS) if tells else []
         chosen, select = arch.chosen, arch.select(constants.current, constants.tgid, f"{label}_row", told)
     lines += consistency.kept(arch, task, select) if task else select
+    texts = []
     for edition in others:
-        to = f".L{name}.to{edition.number}" if save else edition.name
+        to = f".L{name}.to{edition.number}"
         lines += [f"\tcmp ${edition.number}, %{chosen}", f"\tje {to}"]
-    if save:
-        for edition in (editions[0], *others):
-            to = f".L{name}.to{edition.number}"
-            if edition in others:
-                lines.append(f"{to}:")
-                tables.unwind(to, deeper(state, len(save), arch))
-            lines += [*pushing(f"{to}.restore", restore, state, tables, len(save)), f"\tjmp {edition.name}"]
-        lines.append("\tint3")
-    lines.append(f"\t.size {name}, . - {name}")
-    return lines
+        if save:
+            tables.unwind(to, deeper(state, len(save), arch))
+        texts.append([_ALIGN, f"{to}:", *pushing(f"{to}.restore", restore, state, tables, len(save))])
+    lines += pushing(f".L{name}.restore", restore, state, tables, len(save))
+    lines += [f"\tjmp {editions[0].name}", "\tint3", f"\t.size {name}, . - {name}", _ALIGN]
+    return [lines, *texts]

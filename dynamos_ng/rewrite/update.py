@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from dynamos_ng.arch import Arch
 from dynamos_ng.errors import Refusal, UsageError
@@ -81,7 +82,7 @@ def generate(
     program.use(resolve, defined)
     task = consistency.state(arch, constants.current, constants.pid, constants.cpu) if consistent else ()
     for redirect in redirects:
-        editions = _editions(redirect, program, tables, task)
+        editions = _editions(redirect, program, tables, task, constants.return_thunk)
         text += _code(redirect, editions, program, constants, tables)
         slots += [f"\t.globl {redirect.stem}_row", f"{redirect.stem}_row:\t{arch.pointer} 0"]
         slots += [f"{edition.use}:\t{arch.pointer} 0" for edition in editions]
@@ -127,14 +128,18 @@ def _check(redirects: Sequence[Redirect], objects: Sequence[Object], arch: Arch 
     return arches.pop()
 
 
-def _editions(redirect: Redirect, program: Program, tables: Tables, task: Sequence[str]) -> list[Edition]:
+def _editions(
+    redirect: Redirect, program: Program, tables: Tables, task: Sequence[str], return_thunk: str
+) -> list[Edition]:
     original = redirect.original
-    preserve = original.entry.ftrace is None
-    editions = [Edition(f"{redirect.stem}_v1", 1, original.state, preserve, tables, task=task)]
+    edition = partial(
+        Edition, preserve=original.entry.ftrace is None, tables=tables, task=task, return_thunk=return_thunk
+    )
+    editions = [edition(f"{redirect.stem}_v1", 1, original.state)]
     for number, symbol in sorted(redirect.editions.items()):
         name = f"{redirect.stem}_v{number}"
         aliases = () if symbol == name else (symbol,)
-        editions.append(Edition(name, number, program.state(symbol), preserve, tables, aliases=aliases, task=task))
+        editions.append(edition(name, number, program.state(symbol), aliases=aliases))
     return editions
 
 
@@ -144,18 +149,15 @@ def _code(
     original = redirect.original
     preserve = original.entry.ftrace is None
     text = [f"\n\t/* {original.name} at {original.body.address:#x} */"]
-    text += handler.handler(
+    before = handler.handler(
         redirect.stem, editions, original.state, preserve, constants, tables, redirect.adapts, redirect.tells
     )
-    falls_through = not (redirect.adapts or tables.arch.saved(preserve))
-    for edition in editions:
+    for edition, lead in zip(editions, before, strict=True):
         if edition.number == 1:
             first, body = clone.prologue(original, edition), clone.write(original, edition)
         else:
             first, body = program.edition(redirect.editions[edition.number], edition)
-        text += edition.head(not falls_through or edition.number > 1, first)
-        text += body
-        text += edition.foot(constants.return_thunk)
+        text += [*lead, *edition.head(first), *body, *edition.foot()]
         if edition.task and edition.never_returns:
             raise Refusal(
                 redirect.stem, f"v{edition.number} never returns, so that no task would ever change its edition",

@@ -137,11 +137,12 @@ def pushing(mark: str, lines: Sequence[str], state: bytes | None, tables: Tables
 
 @dataclass
 class Edition:
-    """Text of one edition: counted entry, moved code, exit stub, tail stubs.
+    """Text of one edition: counted entry, moved code with the exit stub at its first return, tail stubs.
 
     `name` is its global label. `state` is the unwind entry at a function's first instruction, None without
     ORC. With `preserve`, no register and no flag changes on the way in or out (the callers may not follow C's
-    rules). `task` is text that finds the running task's state, for a function of a consistent group.
+    rules). `task` is text that finds the running task's state, for a function of a consistent group. `return_thunk` is
+    the symbol that returns jump to, "" for plain ones; `rare` collects what is seldom run.
     """
 
     name: str
@@ -152,7 +153,10 @@ class Edition:
     lines: list[str] = field(default_factory=list)
     aliases: Sequence[str] = ()
     task: Sequence[str] = ()
+    return_thunk: str = ""
     returns: bool = False
+    left: bool = False
+    rare: list[str] = field(default_factory=list)
     tails: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     @property
@@ -172,7 +176,10 @@ class Edition:
 
     @property
     def below(self) -> str:
-        """Return the label of the place from which edition 1 may be led on to what another update has below."""
+        """Return the label of the place from which edition 1 may be led on to what another update has below.
+
+        One instruction stands there that is at least as long as a jump.
+        """
         return f".L{self.name}.below"
 
     @property
@@ -207,53 +214,70 @@ class Edition:
         as the task is there, the stack walk finds the return address. Where there is ORC, nothing is pushed.
         """
         arch = self.tables.arch
-        return arch.count(self.use, 8, next(iter(arch.free_at_tail), ""), False)
+        return arch.count(self.use, 8, next(iter(arch.free_at_tail), ""), False, self.rare)
 
-    def _count(self, at: str, offset: int, free: Sequence[str], taken: str = "") -> list[str]:
+    def _count(self, at: str, state: bytes | None, offset: int, free: Sequence[str], taken: str = "") -> list[str]:
         scratch = next((register for register in free if f"%{register}" not in taken), "")
-        lines = self.tables.arch.count(self.use, offset, scratch, self.preserve)
-        return pushing(at, lines, self.state, self.tables)
+        lines = self.tables.arch.count(self.use, offset, scratch, self.preserve, self.rare)
+        return pushing(at, lines, state, self.tables)
 
-    def _note(self, at: str, text: Callable[[Arch, Sequence[str]], list[str]]) -> list[str]:
+    def _note(
+        self, at: str, state: bytes | None, text: Callable[[Arch, Sequence[str]], list[str]]
+    ) -> list[str]:
         """Return TEXT, which changes the running task's state; nothing outside of consistent groups."""
         if not self.task:
             return []
         arch = self.tables.arch
-        return pushing(at, consistency.saving(arch, self.preserve, text(arch, self.task)), self.state, self.tables)
+        return pushing(at, consistency.saving(arch, self.preserve, text(arch, self.task)), state, self.tables)
 
-    def head(self, align: bool, first: Sequence[str] = ()) -> list[str]:
-        """Return the counted entry; without ALIGN, what stands before falls through into it.
+    def head(self, first: Sequence[str] = ()) -> list[str]:
+        """Return the counted entry.
 
         FIRST is what must stand at the very beginning: endbr and the ftrace site, which ftrace accepts nowhere else.
         """
         self.tables.unwind(self.name, self.state)
-        lines = ["\t.balign 16, 0xcc"] if align else []
+        lines = []
         for name in (self.name, *self.aliases):
             lines += [f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
-        below = [f"{self.below}:", data(self.tables.arch.nop5)] if self.number == 1 else []
-        count = self._count(f".L{self.name}.in", 0, self.tables.arch.free_at_entry)
-        enter = self._note(f".L{self.name}.enter", partial(consistency.enter, number=self.number))
+        arch = self.tables.arch
+        # What begins with a push gets an instruction that does nothing.
+        idle = [data(arch.nop5)] if self.preserve or not arch.free_at_entry else []
+        below = [f"{self.below}:", *idle] if self.number == 1 else []
+        count = self._count(f".L{self.name}.in", self.state, 0, arch.free_at_entry)
+        enter = self._note(f".L{self.name}.enter", self.state, partial(consistency.enter, number=self.number))
         return [*lines, *first, *below, *count, *enter]
 
-    def foot(self, return_thunk: str) -> list[str]:
+    def leaving(self, state: bytes | None) -> list[str]:
+        """Return what stands for a return, where the unwind entry STATE is in force.
+
+        The first one is the exit stub, as compilers put the way first that they think most likely; others jump to it.
+        """
+        exit_stub = self.exit
+        if self.left:
+            return [f"\tjmp {exit_stub}"]
+        self.left = True
+        lines = self._stub(exit_stub, state, self.tables.arch.free_at_return)
+        if not self.return_thunk:
+            return [*lines, "\tret", "\tint3"]
+        self.tables.returns.append(f"\t.long .L{self.name}.return - .")
+        return [*lines, f".L{self.name}.return:", f"\tjmp {self.return_thunk}", "\tint3"]
+
+    def foot(self) -> list[str]:
         """Return the stubs and the end of the edition, once all code is written."""
         lines: list[str] = []
-        if self.returns:
-            lines += self._stub(f".L{self.name}.exit", self.tables.arch.free_at_return)
-            if return_thunk:
-                lines += [f".L{self.name}.return:", f"\tjmp {return_thunk}", "\tint3"]
-                self.tables.returns.append(f"\t.long .L{self.name}.return - .")
-            else:
-                lines += ["\tret", "\tint3"]
+        if self.returns and not self.left:
+            self.tables.unwind(self.exit, self.state)
+            lines += self.leaving(self.state)
         for (taken, *jump), label in self.tails.items():
-            lines += self._stub(label, self.tables.arch.free_at_tail, taken)
+            self.tables.unwind(label, self.state)
+            lines += self._stub(label, self.state, self.tables.arch.free_at_tail, taken)
             lines += [*jump, "\tint3"]
+        lines += self.rare
         lines.append(f"{self.end}:")
         lines += [f"\t.size {name}, . - {name}" for name in (self.name, *self.aliases)]
         return lines
 
-    def _stub(self, label: str, free: Sequence[str], taken: str = "") -> list[str]:
-        self.tables.unwind(label, self.state)
+    def _stub(self, label: str, state: bytes | None, free: Sequence[str], taken: str = "") -> list[str]:
         # A task that is counted out is no longer inside.
-        leave = self._note(f"{label}.leave", consistency.leave)
-        return [f"{label}:", *leave, *self._count(label, 8, free, taken)]
+        leave = self._note(f"{label}.leave", state, consistency.leave)
+        return [f"{label}:", *leave, *self._count(label, state, 8, free, taken)]

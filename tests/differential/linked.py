@@ -263,6 +263,13 @@ class Clone:
             self.tails[old.address] = self._leave(moved[1], old)
         elif branch and branch[0].startswith(SHORT):
             return self._short(old, new, branch)
+        elif self._returns(old) and (branch or ("jmp",))[0] == "jmp" and not (moved and moved[0] == "jmp"):
+            # The first of them is the stub itself.
+            last = self.linked.lines[self._leave(new.address, old)]
+            end = self.linked.lines[last.address + len(last.code)]
+            if end.text != "int3":
+                raise self.fail(old, end, "returns into")
+            return end.address + len(end.code)
         elif branch and old.address in self.original.indirection.jumps:
             if moved != branch:
                 raise self.fail(old, new)
@@ -302,20 +309,33 @@ class Clone:
     def _counted(self, line: Line, old: Line) -> Line:
         """Return the line behind those that count the exit."""
         counted = 0
-        while COUNTING.fullmatch(line.text):
+        while COUNTING.fullmatch(line.text) or self._carries(line):
             counted += "s:0x8(" in line.text
             line = self.linked.lines[line.address + len(line.code)]
         if not counted:
             raise self.fail(old, line, "leaves uncounted")
         return line
 
+    def _carries(self, line: Line) -> bool:
+        """Return whether a line leads, on a carry, to text that adds it to the upper half and comes back."""
+        if line.branch is None or line.branch[0] != "jb":
+            return False
+        add = self.linked.lines[line.branch[1]]
+        back = self.linked.lines[add.address + len(add.code)]
+        assert re.fullmatch(r"incl\s+%fs:0x[4c]\(%e..\)", add.text), add.text
+        assert back.branch == ("jmp", line.address + len(line.code))
+        return True
+
+    def _returns(self, old: Line) -> bool:
+        thunks = self.linked.kernel.return_thunks()
+        return RETURN.fullmatch(old.text) is not None or (old.branch is not None and old.branch[1] in thunks)
+
     def _leave(self, stub: int, old: Line) -> int:
         """Check a stub that counts the exit and does what OLD did; return the address of its last instruction."""
         line = self._counted(self.linked.lines[stub], old)
         thunks = self.linked.kernel.return_thunks()
         branch = old.branch
-        returns = RETURN.fullmatch(old.text) or (branch is not None and branch[1] in thunks)
-        if returns:
+        if self._returns(old):
             if not RETURN.fullmatch(line.text) and not (line.branch and line.branch[1] in thunks):
                 raise self.fail(old, line, "returns otherwise")
         elif branch:

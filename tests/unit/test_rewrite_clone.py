@@ -35,9 +35,9 @@ def symbol(unit: elf.Elf, name: str) -> elf.Symbol:
 
 
 def image(unit: elf.Elf, name: str = "f_v1") -> bytes:
-    """Return the clone's bytes: past the call of __fentry__, the five of a stacked update, and the 11 that count."""
+    """Return the clone's bytes: past the call of __fentry__ and the 11 that count."""
     start = symbol(unit, name)
-    return section(unit, ".text").data[start.value + 11 + 10 : start.value + start.size]
+    return section(unit, ".text").data[start.value + 11 + 5 : start.value + start.size]
 
 
 def relocations(unit: elf.Elf, name: str = ".text") -> dict[int, tuple[str, str, int]]:
@@ -53,12 +53,14 @@ def test_handler_looks_up_class_and_edition() -> None:
     assert code == bytes.fromhex(
         "654c8b1c2580fb0100"  # mov %gs:0x1fb80,%r11
         "458b9b74090000"  # mov 0x974(%r11),%r11d
-        "4c8b1500000000"  # mov dynamos_policy(%rip),%r10
-        "470fb61c1a"  # movzbl (%r10,%r11,1),%r11d
-        "4c8b1500000000"  # mov f_row(%rip),%r10
-        "470fb61c1a"  # movzbl (%r10,%r11,1),%r11d
+        "4c031d00000000"  # add dynamos_policy(%rip),%r11
+        "450fb61b"  # movzbl (%r11),%r11d
+        "4c031d00000000"  # add f_row(%rip),%r11
+        "450fb61b"  # movzbl (%r11),%r11d
+        "eb18cc"  # jmp f_v1
     )
-    assert symbol(unit, "f_v1").value == start.value + start.size, "the handler falls through into the clone"
+    assert start.value % 64 == 0
+    assert symbol(unit, "f_v1").value == start.value + 64
 
 
 def test_a_handler_that_adapts_hands_the_arguments_to_the_kernel_module() -> None:
@@ -72,7 +74,7 @@ def test_a_handler_that_adapts_hands_the_arguments_to_the_kernel_module() -> Non
         "4889e6"  # mov %rsp,%rsi
         "e800000000"  # call dynamos_adapt
         "5f 5e 5a 59 4158 4159"  # pop them
-        "eb0f cc"  # jmp f_v1
+        "eb1f cc"  # jmp f_v1
     )
     call = start.value + code.index(bytes.fromhex("e800000000")) + 1
     assert relocations(unit)[call] == ("R_X86_64_PLT32", "dynamos_adapt", -4)
@@ -97,15 +99,24 @@ def test_what_may_not_be_c_cannot_adapt() -> None:
     assert (caught.value.function, caught.value.address) == ("f", TEXT)
 
 
-def test_a_return_becomes_a_jump_to_the_exit_stub() -> None:
+def test_the_first_return_becomes_the_exit_stub() -> None:
     assert image(update(NOP5 + "31c0 c3 cc cc")) == bytes.fromhex(
         "31c0"  # xor %eax,%eax
-        "eb00"  # jmp to the stub
         "4c8b1d00000000"  # mov f_v1_use(%rip),%r11
         "6549ff4308"  # incq %gs:8(%r11)
         "e900000000"  # jmp __x86_return_thunk
         "cc"
     )
+
+
+def test_further_returns_jump_to_the_exit_stub() -> None:
+    # test %edi,%edi; je 11; ret; xor %eax,%eax; ret; and without a plain return, the stub stands at the end
+    first = bytes.fromhex("4c8b1d00000000 6549ff4308 e900000000 cc")
+    code = NOP5 + "85ff 7401 c3 31c0 c3"
+    assert image(update(code)) == bytes.fromhex("85ff 7412") + first + bytes.fromhex("31c0 ebea")
+    branch = NOP5 + "85ff 0f84 f30f0000 ebfe"  # test %edi,%edi; je srso_return_thunk; jmp .
+    unit = update(branch, symbols={"srso_return_thunk": TEXT + 0x1000}, thunks=["srso_return_thunk"])
+    assert image(unit) == bytes.fromhex("85ff 7402 ebfe") + first
 
 
 def test_the_stubs_return_is_a_listed_site() -> None:
@@ -128,14 +139,14 @@ def test_a_kernel_without_return_thunk_gets_a_plain_return() -> None:
 def test_a_jump_to_a_return_thunk_is_a_return() -> None:
     code = NOP5 + "31c0 31c0 e9 f20f0000"  # jmp srso_return_thunk
     unit = update(code, symbols={"srso_return_thunk": TEXT + 0x1000}, thunks=["srso_return_thunk"])
-    assert image(unit).startswith(bytes.fromhex("31c0 31c0 eb00 4c8b1d"))
+    assert image(unit).startswith(bytes.fromhex("31c0 31c0 4c8b1d"))
 
 
 def test_calls_and_tail_jumps_go_to_absolute_addresses() -> None:
     # 5: call g; 10: jmp h
     code = NOP5 + "e8 f60f0000 e9 f10f0000"
     unit = update(code, symbols={"g": TEXT + 0x1000, "h": TEXT + 0x1000})
-    start = symbol(unit, "f_v1").value + 21
+    start = symbol(unit, "f_v1").value + 16
     found = relocations(unit)
     assert found[start + 1] == ("R_X86_64_PC32", "", TEXT + 0x1000 - 4 - (1 << 64))
     tail = [offset for offset, entry in found.items() if entry[2] == TEXT + 0x1000 - 4 - (1 << 64)]
@@ -171,7 +182,7 @@ def test_an_indirect_tail_call_counts_with_the_other_register() -> None:
 def test_a_rip_relative_operand_keeps_its_target() -> None:
     # cmpl $5,0x100(%rip): the displacement is followed by an immediate
     unit = update(NOP5 + "833d 00010000 05 c3")
-    start = symbol(unit, "f_v1").value + 21
+    start = symbol(unit, "f_v1").value + 16
     assert relocations(unit)[start + 2] == ("R_X86_64_PC32", "", TEXT + 12 + 0x100 - 5 - (1 << 64))
     assert image(unit)[:7] == bytes.fromhex("833d 00000000 05")
 
@@ -197,15 +208,15 @@ def test_the_cold_part_follows_the_main_part() -> None:
     text = generate([Redirect(original)], [], CONSTANTS)
     unit = assemble(preprocessed(text))
     code = image(unit)
-    assert code[:15] == bytes.fromhex("85ff 7504 31c0 eb07 b801000000 ebf5")
-    assert code[15:18] == bytes.fromhex("4c8b1d"), "the exit stub follows"
+    assert code[:9] == bytes.fromhex("85ff 7514 31c0 4c8b1d"), "the exit stub is in the main part"
+    assert code[24:] == bytes.fromhex("b801000000 ebe5")
 
 
 def test_a_static_key_is_emitted_in_its_initial_form() -> None:
     # 10: nopw (2 bytes) that a key turns into a jump to 14
     key = StaticKey(TEXT + 10, TEXT + 14, TEXT + 0x8000, branch=True, jumps=True)
     unit = update(NOP5 + "9090909090 6690 31c0 c3", keys=[key])
-    start = symbol(unit, "f_v1").value + 21
+    start = symbol(unit, "f_v1").value + 16
     assert image(unit)[5:10] == bytes.fromhex("e9 02000000"), "five bytes, jumping over the xor"
     assert relocations(unit, "__jump_table") == {
         0: ("R_X86_64_PC32", ".text", start + 5),
@@ -223,7 +234,7 @@ def test_a_static_key_that_starts_as_a_nop_is_a_nop_again() -> None:
 def test_a_static_call_is_listed_with_its_key() -> None:
     call = StaticCall(TEXT + 10, TEXT + 0x8000, tail=False)
     unit = update(NOP5 + "9090909090 e8 f10f0000 c3", calls=[call], symbols={"g": TEXT + 0x1000})
-    start = symbol(unit, "f_v1").value + 21
+    start = symbol(unit, "f_v1").value + 16
     assert relocations(unit, ".static_call_sites") == {
         0: ("R_X86_64_PC32", ".text", start + 5),
         4: ("R_X86_64_PC32", "", TEXT + 0x8000 - (1 << 64)),
@@ -253,7 +264,7 @@ def test_a_static_tail_call_is_listed_in_its_stub(site: str) -> None:
 def test_exception_entries_point_into_the_clone() -> None:
     # 10: mov (%rdi),%eax faults, 12: xor is its way out
     unit = update(NOP5 + "9090909090 8b07 31c0 c3", fixups=[Fixup(TEXT + 10, TEXT + 12, 3)])
-    start = symbol(unit, "f_v1").value + 21
+    start = symbol(unit, "f_v1").value + 16
     assert relocations(unit, "__ex_table") == {
         0: ("R_X86_64_PC32", ".text", start + 5),
         4: ("R_X86_64_PC32", ".text", start + 7),
@@ -301,7 +312,7 @@ def test_a_bug_entry_has_a_format_where_the_kernels_have_one() -> None:
     bug = Bug(TEXT + 10, TEXT + 0x9000, 77, 0x901, TEXT + 0x9100)
     unit = update(NOP5 + "9090909090 0f0b c3", bugs=[bug])
     assert relocations(unit, "__bug_table") == {
-        0: ("R_X86_64_PC32", ".text", symbol(unit, "f_v1").value + 21 + 5),
+        0: ("R_X86_64_PC32", ".text", symbol(unit, "f_v1").value + 16 + 5),
         4: ("R_X86_64_PC32", "", TEXT + 0x9100 - (1 << 64)),
         8: ("R_X86_64_PC32", "", TEXT + 0x9000 - (1 << 64)),
     }
@@ -310,7 +321,7 @@ def test_a_bug_entry_has_a_format_where_the_kernels_have_one() -> None:
 
 def test_a_bug_entry_keeps_file_line_and_flags() -> None:
     unit = update(NOP5 + "9090909090 0f0b c3", bugs=[Bug(TEXT + 10, TEXT + 0x9000, 1234, 0x909)])
-    start = symbol(unit, "f_v1").value + 21
+    start = symbol(unit, "f_v1").value + 16
     assert relocations(unit, "__bug_table") == {
         0: ("R_X86_64_PC32", ".text", start + 5),
         4: ("R_X86_64_PC32", "", TEXT + 0x9000 - (1 << 64)),
@@ -348,8 +359,8 @@ def test_unwind_entries_follow_the_instructions() -> None:
     entries = list(zip(places, [raw[at : at + 6] for at in range(0, len(raw), 6)], strict=True))
     assert (symbol(unit, "f_handler").value, ENTRY_STATE) in entries
     assert (clone.value, ENTRY_STATE) in entries
-    assert (clone.value + 16 + 6, FRAME) in entries
-    assert (clone.value + 16 + 9, ENTRY_STATE) in entries
+    assert (clone.value + 11 + 6, FRAME) in entries
+    assert (clone.value + 11 + 9, ENTRY_STATE) in entries
     assert (clone.value + clone.size, bytes(6)) in entries, "what follows is nobody's"
 
 
@@ -358,8 +369,8 @@ def test_a_function_without_ftrace_site_keeps_registers_and_flags() -> None:
     text = section(unit, ".text").data
     start = symbol(unit, "f_handler")
     handler = text[start.value : start.value + start.size]
-    assert handler.startswith(bytes.fromhex("4152 4153 9c"))  # push %r10; push %r11; pushfq
-    assert bytes.fromhex("9d 415b 415a") in handler  # popfq; pop %r11; pop %r10
+    assert handler.startswith(bytes.fromhex("4153 9c"))  # push %r11; pushfq
+    assert bytes.fromhex("9d 415b eb") in handler  # popfq; pop %r11; jmp f_v1
     clone = symbol(unit, "f_v1")
     code = text[clone.value : clone.value + clone.size]
     assert code.startswith(bytes.fromhex("0f1f440000 4152 9c 4c8b15"))  # nop; push %r10; pushfq; mov …,%r10
@@ -413,10 +424,10 @@ def test_an_indirection_table_is_cloned() -> None:
     data = b"".join(to.to_bytes(8, "little") for to in (TEXT + 17, TEXT + 18, TEXT + 17, TEXT + 0x5000))
     unit = update(code, data={table: data})
     assert section(unit, ".rodata").size == 24, "it ends where an entry lies outside the function"
-    start = symbol(unit, "f_v1").value + 11 + 10
+    start = symbol(unit, "f_v1").value + 11 + 5
     moved = [addend - start for _at, (_kind, _name, addend) in sorted(relocations(unit, ".rodata").items())]
     assert moved[0] == moved[2] == 12
-    assert moved[1] == 12 + 2, "the return before it has become a short jump to the exit stub"
+    assert moved[1] == 12 + 18, "the return before it has become the exit stub"
     assert (start + 6, ("R_X86_64_32S", ".rodata", 0)) in relocations(unit).items()
     assert image(unit)[10:12] == bytes.fromhex("ffe0"), "the jump stays inside and counts no exit"
 
@@ -427,7 +438,7 @@ def test_an_indirection_table_of_distances_is_cloned() -> None:
     code = NOP5 + "9090 488d1500010000 48630482 4801d0 ffe0 c3"
     data = b"".join(distance.to_bytes(4, "little", signed=True) for distance in (TEXT + 23 - table, 8))
     unit = update(code, data={table: data})
-    start = symbol(unit, "f_v1").value + 11 + 10
+    start = symbol(unit, "f_v1").value + 11 + 5
     assert relocations(unit, ".rodata") == {0: ("R_X86_64_PC32", ".text", start + 18)}
     assert relocations(unit)[start + 5] == ("R_X86_64_PC32", ".rodata", -4)
 
@@ -435,7 +446,7 @@ def test_an_indirection_table_of_distances_is_cloned() -> None:
 def test_an_interior_address_that_an_instruction_holds_moves_along() -> None:
     # mov $f+5,%rax; ret
     unit = update(NOP5 + "48c7c0" + (TEXT + 5 & 0xFFFFFFFF).to_bytes(4, "little").hex() + "c3")
-    start = symbol(unit, "f_v1").value + 11 + 10
+    start = symbol(unit, "f_v1").value + 11 + 5
     assert relocations(unit)[start + 3] == ("R_X86_64_32S", ".text", start)
 
 

@@ -83,33 +83,47 @@ def block(text: str, start: str, end: str) -> list[str]:
     return [line.strip() for line in found.group(1).splitlines() if not line.endswith(":")]
 
 
+def carry_of(text: str, offset: int) -> str:
+    """Return the label of the text that adds the first carry into what lies at OFFSET behind a use counter."""
+    found = re.search(rf"^(\S+):\n\tincl %fs:{offset}\(", text, re.MULTILINE)
+    assert found
+    return found.group(1)
+
+
 def test_a_counted_entry_saves_the_register_that_it_uses(tmp_path: Path) -> None:
     text, _unit = update(tmp_path)
-    count = ["mov f_v1_use, %ecx", "addl $1, %fs:0(%ecx)", "adcl $0, %fs:4(%ecx)"]
+    count = ["mov f_v1_use, %ecx", "addl $1, %fs:0(%ecx)", f"jc {(carry := carry_of(text, 4))}"]
     assert block(text, ".Lf_v1.ftrace", ".Lf_v1.c1000000")[-5:] == ["push %ecx", *count, "pop %ecx"]
+    assert f"jc {carry}\n{carry}.over:\n" in text, "it comes back to where it left"
 
 
 def test_a_return_finds_ecx_free_and_a_tail_jump_does_not(tmp_path: Path) -> None:
     text, _unit = update(tmp_path)
-    count = ["mov f_v1_use, %ecx", "addl $1, %fs:8(%ecx)", "adcl $0, %fs:12(%ecx)"]
-    assert block(text, ".Lf_v1.exit", "\tint3") == [*count, "ret"]
-    assert block(text, ".Lf_v1.tail0", "\tint3") == ["push %ecx", *count, "pop %ecx", "jmp 0xc1000100"]
-    assert block(text, ".Lf_v1.tail1", "\tint3") == ["push %ecx", *count, "pop %ecx", "ret $8"]
+    for stub, before, after in (
+        (".Lf_v1.exit", [], ["ret"]),
+        (".Lf_v1.tail0", ["push %ecx"], ["pop %ecx", "jmp 0xc1000100"]),
+        (".Lf_v1.tail1", ["push %ecx"], ["pop %ecx", "ret $8"]),
+    ):
+        lines = block(text, stub, "\tint3")
+        count = ["mov f_v1_use, %ecx", "addl $1, %fs:8(%ecx)", *(line for line in lines if line.startswith("jc "))]
+        assert lines == [*before, *count, *after]
+        carry = lines[len(before) + 2].split()[1]
+        assert block(text, carry, "\tint3") == ["incl %fs:12(%ecx)", f"jmp {carry}.over"]
 
 
 def test_the_handler_keeps_the_arguments(tmp_path: Path) -> None:
     text, _unit = update(tmp_path)
-    assert block(text, "f_handler", "\tint3") == [
-        "push %eax", "push %ecx", "mov %fs:0x40, %eax", "mov 0x24(%eax), %ecx", "mov dynamos_policy, %eax",
-        "movzbl (%eax,%ecx), %ecx", "mov f_row, %eax", "movzbl (%eax,%ecx), %ecx", "pop %ecx", "pop %eax", "jmp f_v1",
+    assert block(text, "f_handler", "\t.size f_handler") == [
+        "push %ecx", "mov %fs:0x40, %ecx", "mov 0x24(%ecx), %ecx", "add dynamos_policy, %ecx", "movzbl (%ecx), %ecx",
+        "add f_row, %ecx", "movzbl (%ecx), %ecx", "pop %ecx", "jmp f_v1", "int3",
     ]  # fmt: skip
 
 
 def test_a_handler_that_adapts_pushes_the_arguments_in_their_order(tmp_path: Path) -> None:
     text, _unit = update(tmp_path, adapts=True)
-    assert block(text, "f_handler", "\tint3") == [
+    assert block(text, "f_handler", "\t.size f_handler") == [
         "push %ecx", "push %edx", "push %eax", "mov f_adapt, %eax", "mov %esp, %edx", "call dynamos_adapt",
-        "pop %eax", "pop %edx", "pop %ecx", "jmp f_v1",
+        "pop %eax", "pop %edx", "pop %ecx", "jmp f_v1", "int3",
     ]  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_returns_and_tail_calls_are_counted() -> None:
     moved = code(unit)
     assert moved[:2] == bytes.fromhex("85ff")
     assert moved[2] == 0x74
-    assert moved[4:7] == bytes.fromhex("31c0 eb")
+    assert moved[4:9] == bytes.fromhex("31c0 4c8b1d"), "the return is the exit stub"
     assert moved.count(bytes.fromhex("6549ff43 08")) == 2, "an exit stub and a tail stub"
 
 
