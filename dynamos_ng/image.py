@@ -350,10 +350,16 @@ class Kernel(CodeTables):
         if self._vmlinux is not None:
             return self._bare_by_bytes(*self._vmlinux)
         flag = self.symbols.address("uniproc_patched")
-        if flag is None or not self.read(flag, 1)[0]:
+        # Where no other CPU can come, locks stay off, and the list of them has been freed.
+        if flag is None or not self.read(flag, 1)[0] or self._one_cpu_for_ever:
             return array("Q")
         start, raw = self._find(".smp_locks")
         return array("Q", sorted(start + 4 * i + word for i, word in enumerate(array("i", raw))))
+
+    @cached_property
+    def _one_cpu_for_ever(self) -> bool:
+        possible = self.symbols.address("__cpu_possible_mask")
+        return possible is not None and int.from_bytes(self.read(possible, 8), "little").bit_count() == 1
 
     def _bare_by_bytes(self, vmlinux: Vmlinux, moved: int) -> array[int]:
         """Return the places of lock prefixes that now hold another; the kernel frees its own list of them."""

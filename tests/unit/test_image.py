@@ -44,6 +44,7 @@ KALLSYMS = f"""\
 {DATA + 0x50C:016x} D __stop_orc_unwind_ip
 {DATA + 0x600:016x} D __start_orc_unwind
 {DATA + 0x700:016x} b uniproc_patched
+{DATA + 0x708:016x} D __cpu_possible_mask
 {DATA + 0x800:016x} D __smp_locks
 {DATA + 0x804:016x} D __smp_locks_end
 {DATA + 0x900:016x} d a_key
@@ -178,7 +179,11 @@ def test_locks_are_bare_only_while_one_cpu_runs(memory: bytearray) -> None:
     smp = Kernel(Symbols(KALLSYMS), Dump(bytes(memory), TEXT))
     assert smp.bare_locks(TEXT, TEXT + 0x100) == []
     memory[DATA + 0x700 - TEXT] = 1
+    memory[DATA + 0x708 - TEXT] = 0b11
     assert Kernel(Symbols(KALLSYMS), Dump(bytes(memory), TEXT)).bare_locks(TEXT, TEXT + 0x100) == [TEXT + 0x64]
+    memory[DATA + 0x708 - TEXT] = 0b1  # where there can be no other CPU, the list of them is freed
+    memory[DATA + 0x800 - TEXT : DATA + 0x804 - TEXT] = b"\0\0\0\x80"
+    assert Kernel(Symbols(KALLSYMS), Dump(bytes(memory), TEXT)).bare_locks(TEXT, TEXT + 0x100) == []
 
 
 def test_hidden_addresses_say_who_may_see_them() -> None:
