@@ -2,16 +2,20 @@
 
 Under emulation one kbuild takes over a minute; here a second. A guest asks by a folder in the output share (see
 guest/kbuild): ``NAME.request`` with ``in.tar`` and ``arguments``; the answer is ``output``, ``out.tar``, ``gone``
-(what the build has removed) and lastly ``status``.
+(what the build has removed) and lastly ``status``. Guests of one process that ask for the same get the same: most need
+dynamos.ko.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+import tarfile
 import threading
+from collections import defaultdict
 from pathlib import Path
 
 from dynamos_ng.lab.root import Root
@@ -36,6 +40,10 @@ tar -C build -cf out.tar . && rm -r build || exit 2
 exit $status
 """
 POLL_SECONDS = 0.05
+
+#: What was built, by what it was built from: make's output, and the files that a request is answered with.
+_BUILT: dict[str, tuple[str, dict[str, bytes]]] = {}
+_LOCKS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 class Service(threading.Thread):
@@ -70,7 +78,7 @@ class Service(threading.Thread):
         directory, release, *arguments = (job / "arguments").read_text(errors="replace").split("\0")[:-1]
         arguments = [argument.replace(directory, PLACE) for argument in arguments]
         if re.fullmatch(r"[\w.+~-]+", release) and (self.root.tree / "lib/modules" / release).is_dir():
-            status, output = build(self.root, job, release, arguments)
+            status, output = _build_once(self.root, job, release, arguments)
         else:
             status, output = 2, f"the lab has no headers for {release}\n"
         if not (job / "out.tar").exists():
@@ -78,6 +86,27 @@ class Service(threading.Thread):
         (job / "output").write_text(output.replace(PLACE, directory))
         (job / "status.partial").write_text(f"{status}\n")
         (job / "status.partial").rename(job / "status")
+
+
+def _build_once(root: Root, job: Path, release: str, arguments: list[str]) -> tuple[int, str]:
+    """Do as `build`, or what it has done before with the same files for the same root."""
+    wanted = hashlib.sha256(repr((str(root.tree), release, arguments)).encode())
+    with tarfile.open(job / "in.tar") as files:
+        for member in sorted(files, key=lambda one: one.name):
+            content = files.extractfile(member) if member.isreg() else None
+            wanted.update(repr((member.name, member.type, member.mode, member.linkname)).encode())
+            wanted.update(hashlib.sha256(content.read() if content else b"").digest())
+    key = wanted.hexdigest()
+    with _LOCKS[key]:
+        if key in _BUILT:
+            output, answer = _BUILT[key]
+            for name, data in answer.items():
+                (job / name).write_bytes(data)
+            return 0, output
+        status, output = build(root, job, release, arguments)
+        if status == 0:
+            _BUILT[key] = output, {name: (job / name).read_bytes() for name in ("out.tar", "gone")}
+    return status, output
 
 
 def build(root: Root, job: Path, release: str, arguments: list[str]) -> tuple[int, str]:

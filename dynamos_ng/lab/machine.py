@@ -27,6 +27,8 @@ from dynamos_ng.lab.kbuild import Service
 CHECKOUT = Path(__file__).parents[2]
 #: Emulation, always: a device node for virtualisation does not mean that a stock kernel boots with it.
 ACCELERATOR = ("-accel", "tcg,thread=multi,tb-size=512")
+#: Time in the guest is instructions, one a nanosecond, except where it idles. With two CPUs it hangs.
+COUNTING = ("-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=0")
 #: no_timer_check: without it a boot on a busy host can panic. tsc=reliable: all CPUs' counters are one clock of the
 #: host's, but a busy host makes kernels doubt it, and then they read a slower one. panic=-1 with -no-reboot ends QEMU
 #: at a panic.
@@ -113,6 +115,7 @@ def run(
     expected: Sequence[str] = (),
     kernel: str = root.DEFAULT,
     cpu: str = "max",
+    counted: bool = False,
 ) -> Result:
     """Run a command in a new guest as root and return how it ended.
 
@@ -121,15 +124,16 @@ def run(
     arguments besides the usual.
     `stop` is asked twice a second; a reason that it gives ends the guest with GuestTimeout.
     `expected`: regular expressions, each for one line of kernel trouble that must come up, and is none then.
-    `kernel`: one of root.KERNELS. `cpu`: one of PROCESSORS, or a model that QEMU knows.
+    `kernel`: one of root.KERNELS. `cpu`: one of PROCESSORS, or a model that QEMU knows. `counted`: the guest's clocks
+    count its instructions, as nanoseconds; it must have one CPU.
     Raises GuestTimeout, GuestDied (also when the kernel reported a BUG, WARN or oops), LabError.
     """
     if out_dir is None:
         with out_folder() as folder:
             return run(argv, timeout=timeout, out_dir=folder, cpus=cpus, memory=memory, on_output=on_output,
                        env=env, cmdline=cmdline, checkout=checkout, stop=stop, expected=expected,
-                       kernel=kernel, cpu=cpu)  # fmt: skip
-    with _Guest(out_dir, checkout, env or {}, kernel, cpu) as guest:
+                       kernel=kernel, cpu=cpu, counted=counted)  # fmt: skip
+    with _Guest(out_dir, checkout, env or {}, kernel, cpu, counted) as guest:
         (guest.hidden / "command").write_text(f"exec {shlex.join(argv)}\n")
         result = None
         for left in reversed(range(BOOTS)):
@@ -162,9 +166,12 @@ def shell(
 class _Guest:
     """One guest's folders and services, from before its boot until after its end."""
 
-    def __init__(self, out: Path, checkout: Path, environment: Mapping[str, str], kernel: str, cpu: str) -> None:
+    def __init__(
+        self, out: Path, checkout: Path, environment: Mapping[str, str], kernel: str, cpu: str, counted: bool = False
+    ) -> None:
         self.out = out.resolve()
         self.checkout = checkout
+        self.accelerator = COUNTING if counted else ACCELERATOR
         self.hidden = self.out / ".lab"
         self.console = self.hidden / "console"
         self.messages = self.hidden / "qemu"
@@ -209,7 +216,7 @@ class _Guest:
         return [
             # Nothing must go on running when this process is killed.
             "setpriv", "--pdeathsig", "KILL", "--", *emulator.command(),
-            "-nodefaults", "-no-user-config", "-machine", "q35", *ACCELERATOR, "-cpu", self.processor.model,
+            "-nodefaults", "-no-user-config", "-machine", "q35", *self.accelerator, "-cpu", self.processor.model,
             "-smp", str(cpus), "-m", memory, "-display", "none", "-no-reboot", "-nic", "none",
             "-device", "virtio-rng-pci",
             "-kernel", str(self.root.kernel), "-initrd", str(self.initramfs),

@@ -31,7 +31,7 @@ TEST_SECONDS = 600.0
 #: How much runs at once: guests, each of which seldom keeps its two CPUs busy, and the host's own tests.
 AT_ONCE = min(os.cpu_count() or 1, 4)
 #: A guest that has this many tests gets no further file of them: another one can run beside it.
-GUEST_TESTS = 40
+GUEST_TESTS = 60
 #: The host's own tests that want no root of a guest come first: the roots are made meanwhile.
 FIRST = ("tests/abi/", "tests/house/", "tests/unit/")
 

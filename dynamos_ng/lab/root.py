@@ -20,10 +20,10 @@ from pathlib import Path
 
 from dynamos_ng.errors import LabError, MissingTool
 
-#: What every guest needs to build a module, and to run dynamos and its tests.
+#: What every guest needs to build a module, to run dynamos and its tests, and to build what benchmarks run.
 COMMON = (
-    "bpftool", "gcc", "iproute2", "kmod", "make", "procps", "psmisc", "python3", "python3-capstone", "python3-psutil",
-    "python3-pyelftools", "python3-pytest", "python3-rich", "strace",
+    "bpftool", "e2fsprogs", "gcc", "iproute2", "kmod", "libc6-dev", "make", "procps", "psmisc", "python3",
+    "python3-capstone", "python3-psutil", "python3-pyelftools", "python3-pytest", "python3-rich", "strace",
 )  # fmt: skip
 
 

@@ -99,7 +99,6 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
-@pytest.mark.kernels("6.1", "6.1-i386")  # the roots of the others have no mke2fs
 def test_kinds_under_load(loaded: Callable[[Path], Any], mounted: Path, tmp_path: Path) -> None:
     assert modprobe("dm-mod").returncode == 0
     update = loaded(module_update(tmp_path / "kinds", {module: list(names) for module, names in KINDS.items()}))
