@@ -12,8 +12,6 @@ from conftest import parameter, write_update
 
 from dynamos_ng import control
 
-pytestmark = pytest.mark.everywhere
-
 #: Waking a task up is done in both: in tasks, and in the timer's interrupt.
 SOURCE = """
 #include <linux/module.h>
@@ -61,6 +59,7 @@ def grown(by: Callable[[int, int], bool]) -> tuple[int, int]:
         assert time.monotonic() < deadline, counted
 
 
+@pytest.mark.everywhere
 def test_calls_in_interrupts_have_a_class(
     loaded: Callable[[Path], Any], cli: Callable[..., Any], tmp_path: Path
 ) -> None:

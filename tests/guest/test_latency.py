@@ -71,10 +71,10 @@ def test_editions_side_by_side(
         control.call("policy_edition", function="cmdline_proc_show", policy_class=number, edition=number)
     with work.forked(read_on, read_on, read_on) as (_, second, third), of_class(second, 2), of_class(third, 3):
         before = kprobes.profile().keys()
-        done = cli("ab", "cmdline_proc_show", "--seconds", 12, "--json")
+        done = cli("ab", "cmdline_proc_show", "--seconds", 6, "--json")
         assert done.returncode == 0, done.stderr
         assert kprobes.profile().keys() == before, "no probe is left"
-        shown = cli("ab", "cmdline_proc_show", "--editions", "v1,v2", "--seconds", 3)
+        shown = cli("ab", "cmdline_proc_show", "--editions", "v1,v2", "--seconds", 2)
         unknown = cli("ab", "cmdline_proc_show", "--editions", "v1,v7")
     report = json.loads(done.stdout)
     first, slow, same, none = report["editions"]
