@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bench import compare, footprint, native, picture, survey
+from bench import calls, compare, footprint, install, native, picture, policy, survey, update
 from bench.report import Report, read
 from dynamos_ng.errors import DynamosError, UsageError
+from dynamos_ng.lab import root
 
 RESULTS = Path(__file__).parent / "results"
 COMPARE = "compare"
@@ -29,7 +30,7 @@ class Script(Protocol):
         """Measure."""
 
 
-SCRIPTS: tuple[Script, ...] = (native, footprint, survey)
+SCRIPTS: tuple[Script, ...] = (native, calls, install, update, policy, footprint, survey)
 
 
 def parser(scripts: Sequence[Script]) -> argparse.ArgumentParser:
@@ -47,6 +48,8 @@ def parser(scripts: Sequence[Script]) -> argparse.ArgumentParser:
     top.add_argument("--output", type=Path, metavar="DIR",
                      help=f"where the reports go (default: {RESULTS}; with --quick, nowhere)")  # fmt: skip
     top.add_argument("--quick", action="store_true", help="measure little: to see that it works, not for figures")
+    top.add_argument("--kernel", choices=list(root.KERNELS), action="append", metavar="K",
+                     help=f"only for this kernel, where kernels are measured: {', '.join(root.KERNELS)}")  # fmt: skip
     top.add_argument("--png", action="store_true", help="draw a picture beside each report too (needs matplotlib)")
     for script in scripts:
         script.add_arguments(top.add_argument_group(script.NAME))  # type: ignore[arg-type]

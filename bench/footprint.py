@@ -50,10 +50,8 @@ PARTS = {
 }  # fmt: skip
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the options of this benchmark."""
-    parser.add_argument("--kernel", choices=list(root.KERNELS), action="append", metavar="K",
-                        help=f"only for this kernel: {', '.join(root.KERNELS)} (default: all)")  # fmt: skip
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """This benchmark has no options of its own."""
 
 
 def run(options: argparse.Namespace) -> list[Report]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from bench import footprint
+from bench import command, footprint
 from dynamos_ng import bpfmaps
 from dynamos_ng.arch import Arch, known
 
@@ -61,8 +60,7 @@ def test_maps_are_as_large_as_they_are_made() -> None:
 
 
 def test_kernels_are_chosen_by_name() -> None:
-    parser = argparse.ArgumentParser()
-    footprint.add_arguments(parser)
+    parser = command.parser([footprint])
     assert parser.parse_args(["--kernel", "6.1", "--kernel", "7.2"]).kernel == ["6.1", "7.2"]
     with pytest.raises(SystemExit):
         parser.parse_args(["--kernel", "2.4"])

@@ -1,0 +1,29 @@
+"""Runs a measurement in a guest of the lab, and returns what it wrote."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dynamos_ng.errors import LabError
+from dynamos_ng.lab import machine
+
+SECONDS = 3000.0
+
+
+def take(script: str, kernel: str, *arguments: object, counted: bool = False, memory: str = "2G") -> dict[str, Any]:
+    """Run bench/guest/SCRIPT.py in a guest; COUNTED: its clocks count instructions, and it has one CPU.
+
+    The script writes /out/SCRIPT.json.
+    """
+    with tempfile.TemporaryDirectory(prefix="dynamos-bench-") as folder:
+        done = machine.run(
+            ["python3", "-m", f"bench.guest.{script}", *map(str, arguments)], timeout=SECONDS, out_dir=Path(folder),
+            cpus=1 if counted else 2, kernel=kernel, counted=counted, memory=memory,
+        )  # fmt: skip
+        if done.status:
+            raise LabError(f"bench {script}: in the guest with {kernel}:\n{done.output[-2000:]}")
+        value: dict[str, Any] = json.loads((Path(folder) / f"{script}.json").read_text())
+    return value
