@@ -71,11 +71,12 @@ def handler(
     lines += consistency.kept(arch, task, select) if task else select
     texts = []
     for edition in others:
-        to = f".L{name}.to{edition.number}"
+        to = f".L{name}.to{edition.number}" if save else edition.direct
         lines += [f"\tcmp ${edition.number}, %{chosen}", f"\tje {to}"]
+        texts.append([_ALIGN])
         if save:
             tables.unwind(to, deeper(state, len(save), arch))
-        texts.append([_ALIGN, f"{to}:", *pushing(f"{to}.restore", restore, state, tables, len(save))])
+            texts[-1] += [f"{to}:", *pushing(f"{to}.restore", restore, state, tables, len(save))]
     lines += pushing(f".L{name}.restore", restore, state, tables, len(save))
-    lines += [f"\tjmp {editions[0].name}", "\tint3", f"\t.size {name}, . - {name}", _ALIGN]
+    lines += [f"\tjmp {editions[0].direct}", "\tint3", f"\t.size {name}, . - {name}", _ALIGN]
     return [lines, *texts]

@@ -170,6 +170,11 @@ class Edition:
         return f".L{self.name}.end"
 
     @property
+    def direct(self) -> str:
+        """Return the label for direct jumps: past the endbr, which they do not need."""
+        return f".L{self.name}.direct"
+
+    @property
     def ftrace(self) -> str:
         """Return the label of the ftrace site."""
         return f".L{self.name}.ftrace"
@@ -245,7 +250,8 @@ class Edition:
         below = [f"{self.below}:", *idle] if self.number == 1 else []
         count = self._count(f".L{self.name}.in", self.state, 0, arch.free_at_entry)
         enter = self._note(f".L{self.name}.enter", self.state, partial(consistency.enter, number=self.number))
-        return [*lines, *first, *below, *count, *enter]
+        branch_pad = first[:1] == [data(arch.endbr[0])]
+        return [*lines, *first[:branch_pad], f"{self.direct}:", *first[branch_pad:], *below, *count, *enter]
 
     def leaving(self, state: bytes | None) -> list[str]:
         """Return what stands for a return, where the unwind entry STATE is in force.

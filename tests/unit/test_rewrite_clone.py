@@ -63,6 +63,16 @@ def test_handler_looks_up_class_and_edition() -> None:
     assert symbol(unit, "f_v1").value == start.value + 64
 
 
+def test_the_handler_jumps_past_an_endbr() -> None:
+    unit = update("f30f1efa" + NOP5 + "31c0 c3 cc cc")
+    start, clone = symbol(unit, "f_handler"), symbol(unit, "f_v1")
+    code = section(unit, ".text").data
+    assert code[clone.value : clone.value + 4] == bytes.fromhex("f30f1efa"), "it may be called by an indirect branch"
+    jump = start.value + start.size - 3
+    assert code[jump] == 0xEB
+    assert jump + 2 + code[jump + 1] == clone.value + 4
+
+
 def test_a_handler_that_adapts_hands_the_arguments_to_the_kernel_module() -> None:
     memory = MemoryKernel({"f": NOP5 + "31c0 c3 cc cc"}, unwind=[(TEXT, ENTRY_STATE)])
     unit = assemble(preprocessed(generate([Redirect(check(memory, "f"), adapts=True)], [], CONSTANTS)))

@@ -35,7 +35,7 @@ def test_the_handler_takes_the_kept_edition_before_the_policys() -> None:
     found = lines(text, "f_handler:", ".size f_handler, . - f_handler")
     assert found[:9] == STATE
     assert found[9:12] == ["testl $0x100ffff, (%r10)", "movzbl 2(%r10), %r11d", "jne 2f"]
-    assert found[-3:] == ["2:", "jmp f_v1", "int3"]
+    assert found[-3:] == ["2:", "jmp .Lf_v1.direct", "int3"]
     assert "add dynamos_policy(%rip), %r11" in found
 
 
