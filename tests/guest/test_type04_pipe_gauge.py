@@ -54,7 +54,12 @@ def sleepers(stack: ExitStack) -> list[work.Sleeper]:
 
 
 def elsewhere() -> list[Callable[[], object]]:
-    """Ways to fall asleep on a stack that still has what an earlier sleep in a pipe has left there."""
+    """Ways to fall asleep on a stack that still has what an earlier sleep in a pipe has left there.
+
+    None for a kernel without an unwinder, where that may be taken for a sleep in the pipe.
+    """
+    if os.uname().machine != "x86_64":
+        return []
     quiet = os.eventfd(0)
     polled = select.poll()
     polled.register(quiet, select.POLLIN)
