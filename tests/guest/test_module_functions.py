@@ -99,6 +99,8 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
 
 
+# On 7.2 the clone's tracepoint stays off when the module's is switched on: README, Limits.
+@pytest.mark.kernels("6.1", "6.12", "6.1-i386")
 def test_kinds_under_load(loaded: Callable[[Path], Any], mounted: Path, tmp_path: Path) -> None:
     assert modprobe("dm-mod").returncode == 0
     update = loaded(module_update(tmp_path / "kinds", {module: list(names) for module, names in KINDS.items()}))
