@@ -14,7 +14,6 @@ from typing import Any
 
 from bench import lab
 from bench.report import Figure, Noise, Report
-from dynamos_ng.lab import root
 
 NAME = "calls"
 CLAIM = "In a kernel, redirection adds a dozen instructions to a call: an eighth of what fentry adds, or less."
@@ -39,13 +38,12 @@ WORDS = {
 OURS = ("one", "first", "second")
 
 
-def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """This benchmark has no options of its own."""
+add_arguments = lab.add_arguments
 
 
 def run(options: argparse.Namespace) -> list[Report]:
     """Measure in each kernel."""
-    return [measure(kernel, options.quick) for kernel in options.kernel or root.KERNELS]
+    return lab.each(options, measure)
 
 
 def measure(kernel: str, quick: bool) -> Report:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench import lab
 from bench.program import Program, Subject, tool
 from bench.report import Figure, Report
 from dynamos_ng import image, uapi
@@ -50,8 +51,7 @@ PARTS = {
 }  # fmt: skip
 
 
-def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """This benchmark has no options of its own."""
+add_arguments = lab.add_arguments
 
 
 def run(options: argparse.Namespace) -> list[Report]:

@@ -22,13 +22,12 @@ FUNCTIONS, TASKS = (1, 10, 100, 1000), (100, 1000, 10000)
 LEAST_LINEAR = 0.99
 
 
-def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """This benchmark has no options of its own."""
+add_arguments = lab.add_arguments
 
 
 def run(options: argparse.Namespace) -> list[Report]:
     """Measure in each kernel."""
-    return [measure(kernel, options.quick) for kernel in options.kernel or [root.DEFAULT]]
+    return lab.each(options, measure, [root.DEFAULT])
 
 
 def measure(kernel: str, quick: bool) -> Report:

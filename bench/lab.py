@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.report import Report
 from dynamos_ng.errors import LabError
-from dynamos_ng.lab import machine
+from dynamos_ng.lab import machine, root
 
 SECONDS = 3000.0
+
+
+def add_arguments(_parser: argparse.ArgumentParser) -> None:
+    """Give a parser no options: benchmarks of kernels have only those that all have."""
+
+
+def each(
+    options: argparse.Namespace, measure: Callable[[str, bool], Report], kernels: Iterable[str] = root.KERNELS
+) -> list[Report]:
+    """MEASURE in each of the KERNELS, or in those that were asked for."""
+    return [measure(kernel, options.quick) for kernel in options.kernel or kernels]
 
 
 def take(script: str, kernel: str, *arguments: object, counted: bool = False, memory: str = "2G") -> dict[str, Any]:

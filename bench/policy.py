@@ -9,7 +9,6 @@ from typing import Any
 
 from bench import lab
 from bench.report import Figure, Report
-from dynamos_ng.lab import root
 
 NAME = "policy"
 CLAIM = "A process's edition changes by one written byte; classification is hardly seen in a process's life."
@@ -23,13 +22,12 @@ LIVES = {
 }  # fmt: skip
 
 
-def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """This benchmark has no options of its own."""
+add_arguments = lab.add_arguments
 
 
 def run(options: argparse.Namespace) -> list[Report]:
     """Measure in each kernel."""
-    return [measure(kernel, options.quick) for kernel in options.kernel or root.KERNELS]
+    return lab.each(options, measure)
 
 
 def measure(kernel: str, quick: bool) -> Report:

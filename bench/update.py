@@ -7,7 +7,6 @@ import time
 
 from bench import lab
 from bench.report import Figure, Report
-from dynamos_ng.lab import root
 
 NAME = "update"
 CLAIM = "Seconds from C source to active; a built update is active in a moment."
@@ -20,13 +19,12 @@ WORDS = {
 }  # fmt: skip
 
 
-def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """This benchmark has no options of its own."""
+add_arguments = lab.add_arguments
 
 
 def run(options: argparse.Namespace) -> list[Report]:
     """Measure in each kernel."""
-    return [measure(kernel, options.quick) for kernel in options.kernel or root.KERNELS]
+    return lab.each(options, measure)
 
 
 def measure(kernel: str, quick: bool) -> Report:

@@ -6,11 +6,15 @@ import grp
 import json
 import os
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynamos_ng.errors import DaemonUnreachable, DynamosError, NotAllowed
+
+if TYPE_CHECKING:
+    from subprocess import Popen
 
 RUN = Path("/run/dynamos")
 SOCKET = Path(os.environ.get("DYNAMOS_SOCKET", RUN / "control.sock"))
@@ -38,6 +42,19 @@ def _who_may(path: Path) -> str:
 def call(verb: str, /, *, socket_path: Path = SOCKET, **arguments: Any) -> Any:
     """Ask the daemon to carry out a verb; return its result as plain JSON values."""
     return ask(verb, arguments, socket_path)
+
+
+def wait_for(daemon: Popen[bytes], seconds: float = 300.0) -> None:
+    """Wait until a daemon that was just started answers; DynamosError if it has ended, or takes longer."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            call("ping")
+            return
+        except DynamosError:
+            if daemon.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def ask(verb: str, arguments: dict[str, Any], socket_path: Path = SOCKET, timeout: float | None = None) -> Any:

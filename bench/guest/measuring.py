@@ -16,26 +16,16 @@ from typing import Any
 from dynamos_ng import control
 from dynamos_ng.build import kbuild
 from dynamos_ng.build.update import build
-from dynamos_ng.errors import DynamosError
 
 SOURCES = Path(__file__).parents[1] / "sources"
-DAEMON_SECONDS = 300
 
 
 @contextmanager
 def daemon() -> Iterator[subprocess.Popen[bytes]]:
     """Run dynamosd."""
     process = subprocess.Popen([sys.executable, "-m", "dynamos_ng.daemon"], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + DAEMON_SECONDS
     try:
-        while True:
-            try:
-                control.call("ping")
-                break
-            except DynamosError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+        control.wait_for(process)
         yield process
     finally:
         process.terminate()

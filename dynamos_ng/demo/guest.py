@@ -189,15 +189,10 @@ def daemon() -> Iterator[None]:
     with log.open("w") as file:
         process = subprocess.Popen([sys.executable, "-m", "dynamos_ng.daemon"], stderr=file)
     try:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                control.call("ping")
-                break
-            except DynamosError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise Failed(f"dynamosd did not start: {log.read_text()}") from None
-                time.sleep(0.2)
+        try:
+            control.wait_for(process)
+        except DynamosError:
+            raise Failed(f"dynamosd did not start: {log.read_text()}") from None
         yield
     finally:
         process.terminate()
