@@ -73,7 +73,7 @@ static u32 program_choice(const struct bpf_prog *program, const unsigned long *w
  *
  * Return: an edition's number; 0 counts as 1.
  */
-notrace unsigned long dynamos_adapt(struct adapt *adapt, const unsigned long *words)
+__visible notrace unsigned long dynamos_adapt(struct adapt *adapt, const unsigned long *words)
 {
 	const struct bpf_prog *program;
 	unsigned long flags;

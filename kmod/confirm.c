@@ -29,8 +29,8 @@
 #define QUICK_TRIES	20
 #define QUICK		(HZ / 10)
 
-static void work(struct work_struct *unused);
-static DECLARE_DELAYED_WORK(worker, work);
+static void revert_overdue(struct work_struct *unused);
+static DECLARE_DELAYED_WORK(overdue, revert_overdue);
 
 static u32 redirected(const struct update *update, u32 *ids)
 {
@@ -61,7 +61,7 @@ static int deactivate(struct update *update)
 }
 
 /* Return: after how many jiffies to look at the update again, or MAX_JIFFY_OFFSET. */
-static unsigned long get_on(struct update *update)
+static unsigned long next_look(struct update *update)
 {
 	unsigned long now = jiffies;
 	int err;
@@ -87,17 +87,17 @@ static unsigned long get_on(struct update *update)
 	return update->confirm_tries++ < QUICK_TRIES ? QUICK : HZ;
 }
 
-static void work(struct work_struct *unused)
+static void revert_overdue(struct work_struct *unused)
 {
 	unsigned long next = MAX_JIFFY_OFFSET;
 	struct update *update;
 
 	mutex_lock(&redirect_lock);
 	list_for_each_entry(update, &updates, list)
-		next = min(next, get_on(update));
+		next = min(next, next_look(update));
 	/* Under the lock: whoever has just made an update wait wants it sooner. */
 	if (next != MAX_JIFFY_OFFSET)
-		mod_delayed_work(DYNAMOS_WQ, &worker, next);
+		mod_delayed_work(DYNAMOS_WQ, &overdue, next);
 	mutex_unlock(&redirect_lock);
 }
 
@@ -119,7 +119,7 @@ void confirm_switched(struct update *update, bool activate, u32 seconds)
 		return;
 	update->confirm = DYNAMOS_WAITING;
 	update->confirm_by = jiffies + seconds * HZ;
-	mod_delayed_work(DYNAMOS_WQ, &worker, 0);
+	mod_delayed_work(DYNAMOS_WQ, &overdue, 0);
 }
 
 /**
@@ -159,5 +159,5 @@ int confirm(const char *name)
 
 void confirm_exit(void)
 {
-	cancel_delayed_work_sync(&worker);
+	cancel_delayed_work_sync(&overdue);
 }

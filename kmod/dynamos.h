@@ -19,6 +19,10 @@
 
 #define TRAMPOLINE_SIZE 5
 
+/* dynamos.c: what module_init() and module_exit() define, for the module loader. */
+__visible int init_module(void);
+__visible void cleanup_module(void);
+
 /* The answer to "who stands in the way", in stop and out of it. */
 static inline void culprit_clear(struct dynamos_culprit *culprit)
 {

@@ -56,7 +56,7 @@ static const struct map_shape shapes[NR_MAPS] = {
 static struct bpf_map *maps[NR_MAPS];
 
 /* Read by every redirection handler; set before any update can register. */
-u8 *dynamos_policy;
+__visible u8 *dynamos_policy;
 EXPORT_SYMBOL_GPL(dynamos_policy);
 
 static struct bpf_array *array_of(int which)

@@ -140,7 +140,7 @@ static int param_set(const char *value, const struct kernel_param *param)
 	return -EINVAL;
 }
 
-const struct kernel_param_ops dynamos_update_param = { .set = param_set };
+__visible const struct kernel_param_ops dynamos_update_param = { .set = param_set };
 EXPORT_SYMBOL_GPL(dynamos_update_param);
 
 static const struct dynamos_update *told_by(const struct module *module)

@@ -56,7 +56,7 @@ static struct shadow *shadow_in(struct bucket *bucket, const void *object,
 	return NULL;
 }
 
-void *dynamos_shadow_find(struct dynamos_shadows *shadows, const void *object,
+__visible void *dynamos_shadow_find(struct dynamos_shadows *shadows, const void *object,
 			  unsigned long id)
 {
 	struct shadow *shadow;
@@ -70,7 +70,7 @@ void *dynamos_shadow_find(struct dynamos_shadows *shadows, const void *object,
 }
 EXPORT_SYMBOL_GPL(dynamos_shadow_find);
 
-void *dynamos_shadow_add(struct dynamos_shadows *shadows, void *object,
+__visible void *dynamos_shadow_add(struct dynamos_shadows *shadows, void *object,
 			 unsigned long id, size_t size, gfp_t gfp,
 			 void (*ctor)(void *object, void *shadow))
 {
@@ -103,7 +103,7 @@ void *dynamos_shadow_add(struct dynamos_shadows *shadows, void *object,
 }
 EXPORT_SYMBOL_GPL(dynamos_shadow_add);
 
-void *dynamos_shadow_take(struct dynamos_shadows *shadows, const void *object,
+__visible void *dynamos_shadow_take(struct dynamos_shadows *shadows, const void *object,
 			  unsigned long id)
 {
 	struct bucket *bucket;
@@ -125,7 +125,7 @@ void *dynamos_shadow_take(struct dynamos_shadows *shadows, const void *object,
 }
 EXPORT_SYMBOL_GPL(dynamos_shadow_take);
 
-void dynamos_shadow_free(void *data)
+__visible void dynamos_shadow_free(void *data)
 {
 	struct shadow *shadow;
 

@@ -247,7 +247,7 @@ void threads_replace(const struct dynamos_thread *told, bool edition)
 			thread_replace(thread, edition);
 }
 
-void dynamos_threads_begin(const struct dynamos_thread *told, void *data)
+__visible void dynamos_threads_begin(const struct dynamos_thread *told, void *data)
 {
 	struct thread *thread;
 
@@ -267,7 +267,7 @@ static void predecessor_put(struct rcu_head *rcu)
 	kfree(left);
 }
 
-bool dynamos_threads_leave(const struct dynamos_thread *told, void *data)
+__visible bool dynamos_threads_leave(const struct dynamos_thread *told, void *data)
 {
 	struct thread *thread;
 	bool leaves;
@@ -292,7 +292,7 @@ bool dynamos_threads_leave(const struct dynamos_thread *told, void *data)
 }
 EXPORT_SYMBOL_GPL(dynamos_threads_leave);
 
-void dynamos_threads_wake(const struct dynamos_thread *told, void *data)
+__visible void dynamos_threads_wake(const struct dynamos_thread *told, void *data)
 {
 	struct thread *thread;
 

@@ -108,7 +108,7 @@ static struct update *update_new(const struct dynamos_update *told)
 	return update;
 }
 
-int dynamos_register(const struct dynamos_update *told)
+__visible int dynamos_register(const struct dynamos_update *told)
 {
 	struct update *update;
 	int err = update_check(told);
@@ -139,7 +139,7 @@ out_free:
 }
 EXPORT_SYMBOL_GPL(dynamos_register);
 
-void dynamos_unregister(const struct dynamos_update *told)
+__visible void dynamos_unregister(const struct dynamos_update *told)
 {
 	struct update *update;
 

@@ -1,10 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * dynamos.ko: redirects running kernel functions to editions chosen by policy.
+ *
+ * All of it is compiled as one program (-fwhole-program): what is called in one
+ * place needs no function of its own, with all that a kernel adds to each. Only
+ * what is __visible can be seen from elsewhere.
  */
 #include <linux/module.h>
 
 #include "dynamos.h"
+
+#include "adapt.c"
+#include "classify.c"
+#include "code.c"
+#include "confirm.c"
+#include "device.c"
+#include "fault.c"
+#include "group.c"
+#include "lead.c"
+#include "maps.c"
+#include "modules.c"
+#include "nudge.c"
+#include "phase.c"
+#include "quiet.c"
+#include "redirect.c"
+#include "retire.c"
+#include "shadow.c"
+#include "stack.c"
+#include "text.c"
+#include "thread.c"
+#include "unexported.c"
+#include "update.c"
+#include "variable.c"
 
 static int __init dynamos_init(void)
 {
