@@ -9,9 +9,8 @@ import struct
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
 
 from dynamos_ng.arch import Arch
 from dynamos_ng.errors import ImageError
@@ -21,23 +20,20 @@ from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey
 BUG_SIZES = (12, 16)
 
 
-class _Placed(Protocol):
-    @property
-    def address(self) -> int: ...
+class Index:
+    """Which of a table's entries are about which code: of tens of thousands, few are ever asked for."""
 
+    def __init__(self, places: Sequence[int]) -> None:
+        """Take the address of the code of each entry, in the table's order."""
+        self._order = array("I", sorted(range(len(places)), key=places.__getitem__))
+        self._places = array("Q", sorted(places))
 
-_T = TypeVar("_T", bound=_Placed)
+    def __len__(self) -> int:
+        return len(self._order)
 
-
-class _Sorted(Generic[_T]):
-    """Table entries in order of their addresses."""
-
-    def __init__(self, entries: Iterable[_T]) -> None:
-        self._entries = sorted(entries, key=lambda entry: entry.address)
-        self._places = array("Q", [entry.address for entry in self._entries])
-
-    def within(self, start: int, end: int) -> list[_T]:
-        return self._entries[bisect_left(self._places, start) : bisect_left(self._places, end)]
+    def within(self, start: int, end: int) -> Sequence[int]:
+        """Return the numbers of the entries about code in the range, in order of that code."""
+        return self._order[bisect_left(self._places, start) : bisect_left(self._places, end)]
 
 
 class CodeTables(ABC):
@@ -67,8 +63,8 @@ class CodeTables(ABC):
         """Return what the size of an entry of the bug table can be."""
 
     @abstractmethod
-    def _has_code(self, address: int) -> bool:
-        """Return whether an entry of the bug table can be about ADDRESS."""
+    def _has_code(self, index: Index) -> bool:
+        """Return whether the entries of the bug table can be about such addresses."""
 
     @cached_property
     def _orc_ips(self) -> tuple[int, array[int]]:
@@ -93,26 +89,25 @@ class CodeTables(ABC):
         return [(place(low + i), raw[6 * i : 6 * i + 6]) for i in range(high - low)]
 
     @cached_property
-    def _fixups(self) -> _Sorted[Fixup]:
+    def _fixups(self) -> tuple[Index, int, array[int]]:
         start, raw = self._find("__ex_table")
         words = array("i", raw)
-        return _Sorted(
-            Fixup(start + 4 * i + words[i], start + 4 * (i + 1) + words[i + 1], words[i + 2])
-            for i in range(0, len(words), 3)
-        )
+        return Index([start + 4 * i + words[i] for i in range(0, len(words), 3)]), start, words
 
     def fixups(self, start: int, end: int) -> list[Fixup]:
         """Return exception table entries of instructions in the range."""
-        return self._fixups.within(start, end)
+        index, table, words = self._fixups
+        return [
+            Fixup(table + 4 * i + words[i], table + 4 * (i + 1) + words[i + 1], words[i + 2])
+            for i in (3 * entry for entry in index.within(start, end))
+        ]
 
     @cached_property
-    def _keys(self) -> tuple[array[int], array[int], bytes, int]:
+    def _keys(self) -> tuple[Index, int, bytes]:
         start, raw = self._find("__jump_table")
-        size = 8 + self.arch.word
-        sites = (word for (word,) in struct.iter_unpack(f"<i{size - 4}x", raw))
-        places = array("Q", [start + size * i + site for i, site in enumerate(sites)])
-        order = array("I", sorted(range(len(places)), key=places.__getitem__))
-        return array("Q", [places[i] for i in order]), order, raw, start
+        words = array("i", raw)
+        stride = 2 + self.arch.word // 4
+        return Index([start + 4 * i + words[i] for i in range(0, len(words), stride)]), start, raw
 
     def static_keys(self, start: int, end: int) -> list[StaticKey]:
         """Return jump label sites in the range; each key's initial state is read from its own memory.
@@ -120,53 +115,59 @@ class CodeTables(ABC):
         Keys that were made read-only after boot are left out: they can change no more, so the code is as good as any
         other, and a module loader that wants to note a new site in such a key faults.
         """
-        places, order, raw, table = self._keys
+        index, table, raw = self._keys
         word = self.arch.word
         entry = struct.Struct("<iiq" if word == 8 else "<iii")
         found = []
-        for i in range(bisect_left(places, start), bisect_left(places, end)):
-            at = entry.size * order[i]
-            _code, target, key = entry.unpack_from(raw, at)
+        for at in (entry.size * i for i in index.within(start, end)):
+            code, target, key = entry.unpack_from(raw, at)
             address = table + at + 8 + (key & ~3)
             if self.read_only(address):
                 continue
             initially = self.read(address + word, 1)[0] & 1
             branch = key & 1
-            found.append(StaticKey(places[i], table + at + 4 + target, address, bool(branch), bool(initially ^ branch)))
+            site, goal = table + at + code, table + at + 4 + target
+            found.append(StaticKey(site, goal, address, bool(branch), bool(initially ^ branch)))
         return found
 
     @cached_property
-    def _bugs(self) -> _Sorted[Bug]:
+    def _bugs(self) -> tuple[Index, int, bytes, int]:
         start, raw = self._find("__bug_table")
         if not self.arch.bugs_relative:
-            return _Sorted(Bug(*entry) for entry in struct.iter_unpack("<IIHH", raw[: len(raw) // 12 * 12]))
+            return Index(array("I", raw[: len(raw) // 4 * 4])[::3]), start, raw, BUG_SIZES[0]
+        words = array("i", raw)
         for size in self._bug_sizes():
-            found = []
-            words = size // 4 - 1
-            for at in range(0, len(raw) // size * size, size):
-                # struct bug_entry: where, what to print if this kernel has that, file, line, flags.
-                *near, line, flags = struct.unpack_from(f"<{words}iHH", raw, at)
-                where, *more = (start + at + 4 * i + word for i, word in enumerate(near))
-                found.append(Bug(where, more[-1], line, flags, more[0] if words == 3 else 0))
-            if all(self._has_code(bug.address) for bug in found):
-                return _Sorted(found)
+            index = Index([start + at + words[at // 4] for at in range(0, len(raw) // size * size, size)])
+            if self._has_code(index):
+                return index, start, raw, size
         raise ImageError("the bug table cannot be read: its entries have a size that is not known")
 
     def bugs(self, start: int, end: int) -> list[Bug]:
         """Return bug table entries in the range."""
-        return self._bugs.within(start, end)
+        index, table, raw, size = self._bugs
+        found = []
+        for at in (size * entry for entry in index.within(start, end)):
+            if not self.arch.bugs_relative:
+                found.append(Bug(*struct.unpack_from("<IIHH", raw, at)))
+                continue
+            # struct bug_entry: where, what to print if this kernel has that, file, line, flags.
+            *near, line, flags = struct.unpack_from(f"<{size // 4 - 1}iHH", raw, at)
+            where, *more = (table + at + 4 * i + word for i, word in enumerate(near))
+            found.append(Bug(where, more[-1], line, flags, more[0] if len(more) == 2 else 0))
+        return found
 
     @cached_property
-    def _calls(self) -> _Sorted[StaticCall]:
+    def _calls(self) -> tuple[Index, int, array[int]]:
         start, raw = self._find(".static_call_sites")
-        # The flags are in the key's address and not in its distance: a module's entries may lie anywhere.
-        places = ((start + at, start + at + 4) for at in range(0, len(raw), 8))
-        found = [
-            (site + code, place + key)
-            for (site, place), (code, key) in zip(places, struct.iter_unpack("<ii", raw), strict=True)
-        ]
-        return _Sorted(StaticCall(site, key & ~3, bool(key & 1)) for site, key in found)
+        words = array("i", raw)
+        return Index([start + 4 * i + words[i] for i in range(0, len(words), 2)]), start, words
 
     def static_calls(self, start: int, end: int) -> list[StaticCall]:
         """Return static call sites in the range."""
-        return self._calls.within(start, end)
+        index, table, words = self._calls
+        found = []
+        for i in (2 * entry for entry in index.within(start, end)):
+            # The flags are in the key's address and not in its distance: a module's entries may lie anywhere.
+            key = table + 4 * (i + 1) + words[i + 1]
+            found.append(StaticCall(table + 4 * i + words[i], key & ~3, bool(key & 1)))
+        return found

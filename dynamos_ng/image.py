@@ -10,9 +10,9 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
-from dynamos_ng import kprobes, vmlinuz
+from dynamos_ng import cache, kprobes, vmlinuz
 from dynamos_ng.arch import DIRECT, known
-from dynamos_ng.code_tables import BUG_SIZES, CodeTables
+from dynamos_ng.code_tables import BUG_SIZES, CodeTables, Index
 from dynamos_ng.errors import ImageError, Refusal
 from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.memory import Kcore, Restored, Source
@@ -117,7 +117,8 @@ class Kernel(CodeTables):
             ) from None
         image = vmlinuz.of_release(os.uname().release)
         probes = kprobes.written_over(listing)
-        return cls(Symbols.live(), Restored(Kcore(), were or {}), blacklist, lambda: Vmlinux(image), probes)
+        source = Restored(Kcore(), were or {})
+        return cls(Symbols.live(), source, blacklist, lambda: Vmlinux(image, cache.FOLDER), probes)
 
     @classmethod
     def saved(cls, kallsyms: Path, source: Source, blacklist: Path | None = None, image: Path | None = None) -> Kernel:
@@ -324,9 +325,9 @@ class Kernel(CodeTables):
         """Return what the size of an entry can be, with all of its code in the kernel."""
         return BUG_SIZES
 
-    def _has_code(self, address: int) -> bool:
-        """Return whether ADDRESS lies in code, init code too."""
-        return any(first <= address < last for first, last in self._code)
+    def _has_code(self, index: Index) -> bool:
+        """Return whether all entries are about code, init code too."""
+        return sum(len(index.within(*area)) for area in self._code) == len(index)
 
     @cached_property
     def _code(self) -> list[tuple[int, int]]:

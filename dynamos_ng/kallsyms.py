@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left, bisect_right
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,8 @@ class Symbols:
         #: Bytes of an address.
         self.word = digits // 2
         self._digits = digits
-        raw = bytes.fromhex("".join([line[:digits].zfill(16) for line in lines]))
+        padding = "0" * (16 - digits)
+        raw = bytes.fromhex("".join([padding + line[:digits] for line in lines]))
         addresses = array("Q", raw)
         addresses.byteswap()
         if not any(addresses):
@@ -43,7 +45,7 @@ class Symbols:
         order = sorted(range(len(lines)), key=addresses.__getitem__)
         self._lines = lines
         self._order = order
-        self._sorted = array("Q", [addresses[i] for i in order])
+        self._sorted = array("Q", sorted(addresses))
 
     @classmethod
     def live(cls) -> Symbols:
@@ -61,17 +63,22 @@ class Symbols:
         name, _, module = rest.partition("\t")
         return Named(name, int(address, 16), kind, module[1:-1])
 
+    @cached_property
+    def _hashes(self) -> bytes:
+        """Return a word for each line's name: a kernel has a quarter of a million, and a dict of them is large."""
+        names = self._digits + 3
+        return array("q", [hash(line[names:]) for line in self._lines]).tobytes()
+
     def find(self, name: str, module: str = "") -> list[Named]:
         """Return the symbols of that name in the kernel proper or in a module, in kallsyms' order."""
-        text = self._text
-        wanted = f" {name}\t[{module}]" if module else f" {name}\n"
+        wanted = f"{name}\t[{module}]" if module else name
+        word = array("q", [hash(wanted)]).tobytes()
         found = []
-        at = text.find(wanted)
+        at = self._hashes.find(word)
         while at >= 0:
-            start = text.rfind("\n", 0, at) + 1
-            if at == start + self._digits + 2:
-                found.append(self._named(text[start : text.index("\n", at)]))
-            at = text.find(wanted, at + 1)
+            if not at % 8 and self._lines[at // 8][self._digits + 3 :] == wanted:
+                found.append(self._named(self._lines[at // 8]))
+            at = self._hashes.find(word, at + 1)
         return found
 
     def in_modules(self, name: str) -> list[str]:
@@ -81,8 +88,9 @@ class Symbols:
 
     def like(self, part: str) -> list[str]:
         """Return the names of code symbols that contain PART, shortest first."""
-        pattern = rf"^[0-9a-f]{{8,16}} [tTwW] (\S*{re.escape(part)}\S*)(?:\t\[\S*\])?$"
-        return sorted({match.group(1) for match in re.finditer(pattern, self._text, re.MULTILINE)}, key=len)
+        kind = self._digits + 1
+        named = (self._named(line).name for line in self._lines if part in line and line[kind] in "tTwW")
+        return sorted({name for name in named if part in name}, key=lambda name: (len(name), name))
 
     def address(self, name: str) -> int | None:
         """Return the address of a symbol of the kernel proper that exists once, else None."""

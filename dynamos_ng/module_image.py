@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from dynamos_ng.code_tables import CodeTables
+from dynamos_ng.code_tables import CodeTables, Index
 from dynamos_ng.errors import ImageError
 from dynamos_ng.image import BARE, Kernel
 from dynamos_ng.model import Module
@@ -105,7 +105,7 @@ class ModuleImage(CodeTables):
     def _bug_sizes(self) -> Iterable[int]:
         return (self.module.bug_size,)
 
-    def _has_code(self, _address: int) -> bool:
+    def _has_code(self, _index: Index) -> bool:
         return True  # the size is known; and where its init code was nothing tells any more
 
     def read_only(self, address: int) -> bool:

@@ -7,11 +7,13 @@ its vmlinux do. The jump table has no section of its own; it is found by what it
 from __future__ import annotations
 
 import lzma
+import os
 import struct
 import subprocess
 import tempfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -86,11 +88,35 @@ def _decompress(packed: bytes, path: Path) -> bytes:
     raise ImageError(f"{path}: packed in a way that is not known ({packed[:4].hex(' ')})")
 
 
+def _kept(path: Path, folder: Path) -> Path:
+    """Return the file in FOLDER with the vmlinux of the image at PATH; those of its earlier images are removed."""
+    status = path.stat()
+    plain = folder / f"{path.name}-{status.st_size:x}-{status.st_mtime_ns:x}"
+    if not plain.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        new = folder / f".{plain.name}-{os.getpid()}"
+        try:
+            with new.open("wb", buffering=0) as file:
+                file.write(unpack(path))
+                os.fsync(file.fileno())
+            for old in folder.glob(f"{path.name}-*"):
+                old.unlink(missing_ok=True)
+            new.rename(plain)
+        finally:
+            new.unlink(missing_ok=True)
+    return plain
+
+
 class Vmlinux:
     """A vmlinux file's bytes and tables, at the addresses that it was linked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: Path | None = None) -> None:
+        """Unpack the kernel image at PATH, for this time, or into the folder KEEP for as long as PATH is the same."""
         self.path = path
+        if keep is not None:
+            with suppress(OSError):  # it can be done without
+                self.elf = Elf(_kept(path, keep))
+                return
         with tempfile.TemporaryDirectory() as folder:
             plain = Path(folder) / "vmlinux"
             plain.write_bytes(unpack(path))
@@ -143,18 +169,17 @@ class Vmlinux:
             return any(0 <= site - base < len(data) and _initial(data, site - base, target - base, arch)
                        for data, base in code)  # fmt: skip
 
-        # Few of the words, taken for sites, lie in the code, and fewer in a row of entries.
-        near = bytes([low <= 4 * at + word < high for at, word in enumerate(words)])
-        for phase in range(stride):
-            column = near[phase::stride]
-            row = column.find(bytes([True]) * _ENTRIES)
-            while row >= 0:
-                first = end = phase + row * stride
-                while end <= last and entry(end):
-                    end += stride
-                if end - first >= _ENTRIES * stride:
-                    return start + 4 * first, 4 * (end - first)
-                row = column.find(bytes([True]) * _ENTRIES, row + 1)
+        # A row this long holds a place that a look at few of them meets, and few words, taken for sites, lie in code.
+        for at in range(0, last, _ENTRIES // 2 * stride):
+            for met in range(at, min(at + stride, last)):
+                if low <= 4 * met + words[met] < high and entry(met):
+                    first = end = met
+                    while first >= stride and entry(first - stride):
+                        first -= stride
+                    while end <= last and entry(end):
+                        end += stride
+                    if end - first >= _ENTRIES * stride:
+                        return start + 4 * first, 4 * (end - first)
         return 0, 0
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import platform
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from dynamos_ng.build import kbuild
+from dynamos_ng.cache import FOLDER
 from dynamos_ng.errors import MissingTool
-
-#: Where builds are kept; DYNAMOS_CACHE names another folder.
-CACHE = Path(os.environ.get("DYNAMOS_CACHE", "/var/cache/dynamos_ng"))
 
 
 def source(name: str) -> Path:
@@ -33,9 +30,9 @@ def folder(name: str, made: Sequence[str]) -> Path:
     base = source(name)
     files = sorted(path for path in base.rglob("*") if path.suffix in {".c", ".h"} or path.name == "Kbuild")
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
-    target = CACHE / f"{name}-{platform.release()}-{digest}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
+    target = FOLDER / f"{name}-{platform.release()}-{digest}"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not all((target / file).exists() for file in made):
             shutil.rmtree(target, ignore_errors=True)

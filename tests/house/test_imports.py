@@ -18,9 +18,9 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "kernel access",
         frozenset(
-            {"adaptation", "bpf", "bpfmaps", "build", "cgroups", "code_tables", "device", "engine", "host", "image",
-             "kallsyms", "kprobes", "memory", "module_image", "modules", "neighbours", "policymaps", "probes", "stacks",
-             "survey", "timing", "uevents", "vmlinuz"}
+            {"adaptation", "bpf", "bpfmaps", "build", "cache", "cgroups", "code_tables", "device", "engine", "host",
+             "image", "kallsyms", "kprobes", "memory", "module_image", "modules", "neighbours", "policymaps", "probes",
+             "stacks", "survey", "timing", "uevents", "vmlinuz"}
         ),
     ),
     (

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dynamos_ng.errors import ImageError
-from dynamos_ng.vmlinuz import unpack
+from dynamos_ng.vmlinuz import Vmlinux, unpack
 
 VMLINUX = b"\x7fELF" + bytes(range(256)) * 64
 
@@ -58,3 +60,22 @@ def test_what_is_no_image_is_named(content: bytes, words: str, tmp_path: Path) -
     path.write_bytes(content)
     with pytest.raises(ImageError, match=words):
         unpack(path)
+
+
+def test_what_is_unpacked_is_kept_as_long_as_the_image_is_the_same(tmp_path: Path) -> None:
+    path, folder = tmp_path / "vmlinuz-6", tmp_path / "kept"
+    programs = [Path(sys.executable).read_bytes(), Path("/bin/true").read_bytes()]
+    for number, program in enumerate(programs):
+        path.write_bytes(image(gzip.compress(program)))
+        os.utime(path, ns=(number, number))
+        for _ in range(2):
+            kept = Vmlinux(path, folder).elf.path
+            assert [*folder.iterdir()] == [kept], "and no earlier one"
+            assert kept.read_bytes() == program
+            kept.write_bytes(program := program + b"seen")  # it is not unpacked again
+    path.write_bytes(b"")
+    with pytest.raises(ImageError, match="neither a kernel image"):
+        Vmlinux(path, folder)
+    path.write_bytes(image(gzip.compress(programs[0])))
+    (tmp_path / "file").touch()
+    assert Vmlinux(path, tmp_path / "file").section(".text")[1], "it can be done without"
