@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dynamos_ng import modules, uapi
@@ -47,26 +48,29 @@ KBUILD_EXTRA_SYMBOLS := $(src)/dynamos.symvers
 def build(folder: Path, output: Path) -> Path:
     """Build FOLDER's update into OUTPUT and return the module's path.
 
-    Everything is checked before anything is compiled: a Refusal names function, address and reason. An update fits
-    this kernel in this boot alone, and the modules that it names in this load of them, for addresses are compiled into
-    it.
+    The sources are compiled while the kernel is examined; what is refused there is told first: a Refusal names
+    function, address and reason. An update fits this kernel in this boot alone, and the modules that it names in this
+    load of them, for addresses are compiled into it.
     """
     wanted = description.read(folder)
+    if not output.is_dir():
+        raise UsageError(f"{output}: no such folder to put the module into")
     dynamos_ko.ensure_loaded()
     with Device() as device:
         info = device.info()
         # Before their symbols are read: of one that went and came in between, the kernel then refuses the update.
         loads = {name: device.module(name) for name in wanted.modules}
         were = {f.site: f.original_bytes for f in device.functions() if f.state is FunctionState.REDIRECTED}
-    kernel = Kernel.live(were)
-    images = {name: ModuleImage(kernel, load, modules.used_by(name)) for name, load in loads.items()}
-    originals = [examine(images.get(change.module, kernel), _function(kernel, change)) for change in wanted.functions]
-    written = [variables.place(kernel, wanted, change) for change in wanted.variables]
-    if not output.is_dir():
-        raise UsageError(f"{output}: no such folder to put the module into")
-    with tempfile.TemporaryDirectory(prefix="dynamos-build-") as name:
+    with tempfile.TemporaryDirectory(prefix="dynamos-build-") as name, ThreadPoolExecutor(1) as beside:
         work = Path(name)
-        objects = [_compile(wanted, work / "editions")] if wanted.sources else []
+        compiling = [beside.submit(_compile, wanted, work / "editions")] if wanted.sources else []
+        kernel = Kernel.live(were)
+        images = {name: ModuleImage(kernel, load, modules.used_by(name)) for name, load in loads.items()}
+        originals = [
+            examine(images.get(change.module, kernel), _function(kernel, change)) for change in wanted.functions
+        ]
+        written = [variables.place(kernel, wanted, change) for change in wanted.variables]
+        objects = [compiled.result() for compiled in compiling]
         redirects = [
             Redirect(
                 original,
