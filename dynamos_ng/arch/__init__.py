@@ -61,6 +61,8 @@ class Instruction(NamedTuple):
 ENDING = frozenset((Kind.JUMP, Kind.RETURN, Kind.JUMP_INDIRECT, Kind.UNDEFINED, Kind.BREAKPOINT))
 #: Instructions whose target is code.
 DIRECT = frozenset((Kind.CALL, Kind.JUMP, Kind.BRANCH, Kind.LOOP))
+#: Instructions after which registers may have changed that they do not name.
+CALLING = frozenset((Kind.CALL, Kind.CALL_INDIRECT, Kind.SYSTEM))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +72,10 @@ class Arch(ABC):
     `idle` holds the forms of a ftrace site that nobody uses, `endbr` those of an entry of indirect branches.
     `relocations` gives name, width in bytes and whether relative to the place, by ELF type; `return_thunks` says
     whether its kernels may replace returns by jumps. Registers that a C function does not care about come first choice
-    first: at its entry, when it returns, when it jumps to another. `select` uses the register of which `chosen` is the
-    lowest byte, the second of a `pair`; `arguments` are those that a C function's arguments come in, in their order.
+    first: at its entry, when it returns, when it jumps to another. `select` uses the register `spare`, the second of a
+    `pair`; `fetch` loads the byte that it points at into it, and `chosen` is its lowest byte then. Where no register is
+    free at an entry, `long_push` saves `spare` in as many bytes as a jump has. `arguments` are those that a C
+    function's arguments come in, in their order.
     """
 
     name: str
@@ -89,6 +93,8 @@ class Arch(ABC):
     free_at_return: tuple[str, ...]
     free_at_tail: tuple[str, ...]
     spare: str
+    fetch: str
+    long_push: str
     chosen: str
     pair: tuple[str, str]
     arguments: tuple[str, ...]
@@ -102,20 +108,22 @@ class Arch(ABC):
         """
 
     @abstractmethod
-    def increment(self, slot: str, offset: int, register: str, rare: list[str]) -> list[str]:
-        """Return text that adds 1 to the 64-bit per-CPU number OFFSET behind what SLOT holds; changes REGISTER and
-        flags. What is seldom run is appended to RARE."""
+    def increment(
+        self, slot: str, offset: int, register: str, rare: list[str], loaded: bool = False
+    ) -> list[str]:
+        """Return text that adds 1 to the 64-bit per-CPU number OFFSET behind what SLOT holds; changes flags, and
+        REGISTER unless that is LOADED with it. What is seldom run is appended to RARE."""
 
     @abstractmethod
     def saved(self, preserve: bool, pair: bool, /) -> tuple[str, ...]:
         """Return the registers that a handler must save: with PRESERVE, all that it changes.
 
-        That is what is `chosen`, or the PAIR.
+        That is `spare`, or the PAIR.
         """
 
     @abstractmethod
     def select(self, current: int, tgid: int, row: str, told: Sequence[str] = ()) -> list[str]:
-        """Return text that leaves the number of the edition that this process runs in the register `chosen`.
+        """Return text that leaves in `spare` the address of the number, a byte, of the edition that this process runs.
 
         CURRENT is the per-CPU offset of the current task's pointer, TGID that of the thread group's number in a task,
         ROW the slot that holds the function's row of editions. TOLD is what `in_interrupt` returned, if that counts.

@@ -22,13 +22,14 @@ class _I386(Arch):
     def decode(self, code: bytes, address: int) -> tuple[list[Instruction], int]:
         return _DECODER.decode(code, address)
 
-    def increment(self, slot: str, offset: int, register: str, rare: list[str]) -> list[str]:
+    def increment(
+        self, slot: str, offset: int, register: str, rare: list[str], loaded: bool = False
+    ) -> list[str]:
         # The carry of an interrupt in between, or of another CPU, is its own: the sum over all CPUs is right.
         carry = f".L{slot}.carry{len(rare)}"
         rare += [f"{carry}:", f"\tincl %fs:{offset + 4}(%{register})", f"\tjmp {carry}.over", "\tint3"]
-        return [
-            f"\tmov {slot}, %{register}", f"\taddl $1, %fs:{offset}(%{register})", f"\tjc {carry}", f"{carry}.over:"
-        ]  # fmt: skip
+        load = [] if loaded else [f"\tmov {slot}, %{register}"]
+        return [*load, f"\taddl $1, %fs:{offset}(%{register})", f"\tjc {carry}", f"{carry}.over:"]
 
     def saved(self, _preserve: bool, pair: bool) -> tuple[str, ...]:
         return self.pair[not pair :]
@@ -41,7 +42,6 @@ class _I386(Arch):
             "\tmovzbl (%ecx), %ecx",
             *told,
             f"\tadd {row}, %ecx",
-            "\tmovzbl (%ecx), %ecx",
         ]
 
     def in_interrupt(self, preempt: int, mask: int, policy_class: int) -> list[str]:
@@ -86,6 +86,8 @@ ARCH = _I386(
     free_at_return=("ecx",),
     free_at_tail=(),
     spare="ecx",
+    fetch="\tmovzbl (%ecx), %ecx",
+    long_push="\t.byte 0x3e,0x3e,0x3e,0xff,0xf1\t# push %ecx, with prefixes that mean nothing to it",
     chosen="cl",
     pair=("eax", "ecx"),
     arguments=("eax", "edx", "ecx"),

@@ -16,8 +16,11 @@ class _X8664(Arch):
     def decode(self, code: bytes, address: int) -> tuple[list[Instruction], int]:
         return _DECODER.decode(code, address)
 
-    def increment(self, slot: str, offset: int, register: str, _rare: list[str]) -> list[str]:
-        return [f"\tmov {slot}(%rip), %{register}", f"\tincq %gs:{offset}(%{register})"]
+    def increment(
+        self, slot: str, offset: int, register: str, _rare: list[str], loaded: bool = False
+    ) -> list[str]:
+        load = [] if loaded else [f"\tmov {slot}(%rip), %{register}"]
+        return [*load, f"\tincq %gs:{offset}(%{register})"]
 
     def saved(self, preserve: bool, pair: bool) -> tuple[str, ...]:
         return self.pair[not pair :] if preserve else ()
@@ -30,7 +33,6 @@ class _X8664(Arch):
             "\tmovzbl (%r11), %r11d",
             *told,
             f"\tadd {row}(%rip), %r11",
-            "\tmovzbl (%r11), %r11d",
         ]
 
     def in_interrupt(self, preempt: int, mask: int, policy_class: int) -> list[str]:
@@ -79,6 +81,8 @@ ARCH = _X8664(
     free_at_return=("r11",),
     free_at_tail=("r11", "r10"),
     spare="r11",
+    fetch="\tmovzbl (%r11), %r11d",
+    long_push="",
     chosen="r11b",
     pair=("r10", "r11"),
     arguments=("rdi", "rsi", "rdx", "rcx", "r8", "r9"),

@@ -153,6 +153,7 @@ _FIXED = frozenset((Kind.PLAIN, Kind.NOP, Kind.CALL_INDIRECT, Kind.UNDEFINED, Ki
 
 def write(original: Original, edition: Edition) -> list[str]:
     """Return the clone's code; its tables go to the edition's."""
+    edition.takes([one for one in original.body.instructions if one.address != original.entry.ftrace])
     return _Clone(original, edition).lines()
 
 

@@ -188,6 +188,10 @@ class Compiled:
             endbr = ahead.pop(0).address
             self.moved[endbr] = edition.name
         ftrace = ahead[0].address if ahead and ahead[0].address in self._traced else None
+        code = [one for part in self.body.parts for one in part.instructions if one.address != ftrace]
+        # What the loader writes over some of it may be a call.
+        if not any(start <= one.address < end for start, end in self._fixed for one in code):
+            edition.takes(code)
         for part in self.body.parts:
             for instruction in part.instructions:
                 label = edition.label(instruction.address)

@@ -57,22 +57,29 @@ def handler(
     arch = tables.arch
     others = [edition for edition in editions if edition.number > 1]
     task = editions[0].task
-    saved = arch.arguments[::-1] if adapts else arch.saved(preserve, bool(task))
+    chosen, saved = f"%{arch.chosen}", arch.saved(preserve, bool(task))
+    if adapts:
+        chosen, choose, saved = f"%{arch.answer}", arch.adapt(f"{label}_adapt"), arch.arguments[::-1]
+    elif others or task:
+        told = arch.in_interrupt(constants.preempt, constants.interrupt, INTERRUPTS) if tells else []
+        choose = arch.select(constants.current, constants.tgid, f"{label}_row", told)
+        if task:
+            choose = consistency.kept(arch, task, [*choose, arch.fetch])
+        elif len(others) == 1:
+            chosen = f"(%{arch.spare})"  # it is compared where it lies
+        else:
+            choose.append(arch.fetch)
+    else:  # there is nothing to choose
+        choose, saved, preserve = [], (), False
     save = [f"\tpush %{register}" for register in saved] + ["\tpushf"] * preserve
     restore = ["\tpopf"] * preserve + [f"\tpop %{register}" for register in reversed(saved)]
     tables.unwind(name, state)
     lines = [_ALIGN, f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
-    lines += pushing(f".L{name}.save", save, state, tables)
-    if adapts:
-        chosen, select = arch.answer, arch.adapt(f"{label}_adapt")
-    else:
-        told = arch.in_interrupt(constants.preempt, constants.interrupt, INTERRUPTS) if tells else []
-        chosen, select = arch.chosen, arch.select(constants.current, constants.tgid, f"{label}_row", told)
-    lines += consistency.kept(arch, task, select) if task else select
+    lines += [*pushing(f".L{name}.save", save, state, tables), *choose]
     texts = []
     for edition in others:
         to = f".L{name}.to{edition.number}" if save else edition.direct
-        lines += [f"\tcmp ${edition.number}, %{chosen}", f"\tje {to}"]
+        lines += [f"\tcmpb ${edition.number}, {chosen}", f"\tje {to}"]
         texts.append([_ALIGN])
         if save:
             tables.unwind(to, deeper(state, len(save), arch))

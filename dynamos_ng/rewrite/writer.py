@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from dynamos_ng.arch import Arch, Instruction
+from dynamos_ng.arch import CALLING, Arch, Instruction
 from dynamos_ng.rewrite import consistency
 
 #: Kernel functions in which the task ends that calls them.
@@ -142,7 +142,8 @@ class Edition:
     `name` is its global label. `state` is the unwind entry at a function's first instruction, None without
     ORC. With `preserve`, no register and no flag changes on the way in or out (the callers may not follow C's
     rules). `task` is text that finds the running task's state, for a function of a consistent group. `return_thunk` is
-    the symbol that returns jump to, "" for plain ones; `rare` collects what is seldom run.
+    the symbol that returns jump to, "" for plain ones; `counter` is the register that holds the counter's address from
+    entry to exit, if one does; `rare` collects what is seldom run.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Edition:
     return_thunk: str = ""
     returns: bool = False
     left: bool = False
+    counter: str = ""
     rare: list[str] = field(default_factory=list)
     tails: dict[tuple[str, ...], str] = field(default_factory=dict)
 
@@ -222,9 +224,11 @@ class Edition:
         return arch.count(self.use, 8, next(iter(arch.free_at_tail), ""), False, self.rare)
 
     def _count(self, at: str, state: bytes | None, offset: int, free: Sequence[str], taken: str = "") -> list[str]:
+        arch = self.tables.arch
+        if offset and self.counter:
+            return arch.increment(self.use, offset, self.counter, self.rare, loaded=True)
         scratch = next((register for register in free if f"%{register}" not in taken), "")
-        lines = self.tables.arch.count(self.use, offset, scratch, self.preserve, self.rare)
-        return pushing(at, lines, state, self.tables)
+        return pushing(at, arch.count(self.use, offset, scratch, self.preserve, self.rare), state, self.tables)
 
     def _note(
         self, at: str, state: bytes | None, text: Callable[[Arch, Sequence[str]], list[str]]
@@ -234,6 +238,16 @@ class Edition:
             return []
         arch = self.tables.arch
         return pushing(at, consistency.saving(arch, self.preserve, text(arch, self.task)), state, self.tables)
+
+    def takes(self, code: Sequence[Instruction]) -> None:
+        """Tell the code that is to be moved into the edition.
+
+        If that calls nothing and does not name the register that the entry is counted with, the exit is counted with
+        it as well: it is small functions that feel each load.
+        """
+        free = () if self.preserve else self.tables.arch.free_at_entry[:1]
+        untouched = (r for r in free if not any(i.kind in CALLING or f"%{r}" in i.text for i in code))
+        self.counter = next(untouched, "")
 
     def head(self, first: Sequence[str] = ()) -> list[str]:
         """Return the counted entry.
@@ -245,10 +259,13 @@ class Edition:
         for name in (self.name, *self.aliases):
             lines += [f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
         arch = self.tables.arch
-        # What begins with a push gets an instruction that does nothing.
-        idle = [data(arch.nop5)] if self.preserve or not arch.free_at_entry else []
-        below = [f"{self.below}:", *idle] if self.number == 1 else []
         count = self._count(f".L{self.name}.in", self.state, 0, arch.free_at_entry)
+        below = []
+        if self.number == 1:
+            # A push is too short: what saves its register alone has a longer one, else nothing is done before.
+            idle = [] if arch.free_at_entry else [arch.long_push]
+            below = [f"{self.below}:", *([data(arch.nop5)] if self.preserve else idle)]
+            count = count[bool(idle and not self.preserve) :]
         enter = self._note(f".L{self.name}.enter", self.state, partial(consistency.enter, number=self.number))
         branch_pad = first[:1] == [data(arch.endbr[0])]
         return [*lines, *first[:branch_pad], f"{self.direct}:", *first[branch_pad:], *below, *count, *enter]

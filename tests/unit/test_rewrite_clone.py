@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from memory_kernel import ENTRY_STATE, MODULE, NOP5, TEXT, MemoryKernel, assemble, section
 
+from dynamos_ng.arch import Arch
 from dynamos_ng.arch.x86_64 import ARCH
 from dynamos_ng.errors import Refusal, UsageError
 from dynamos_ng.rewrite import Constants, Redirect, check, elf, generate
+from dynamos_ng.rewrite.handler import handler
 from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey
 from dynamos_ng.rewrite.update import Variable
+from dynamos_ng.rewrite.writer import Edition, Tables
 
 CONSTANTS = Constants(current=0x1FB80, tgid=0x974)
 FRAME = bytes.fromhex("100000000500")
@@ -46,19 +49,32 @@ def relocations(unit: elf.Elf, name: str = ".text") -> dict[int, tuple[str, str,
     return {r.offset: (unit.arch.relocations[r.type][0], r.symbol.name, r.addend) for r in found}
 
 
+def handler_of(*numbers: int, arch: Arch = ARCH, preserve: bool = False) -> list[str]:
+    """Return the instructions of a handler for editions of these numbers, up to its end."""
+    tables = Tables(arch)
+    editions = [Edition(f"f_v{number}", number, None, preserve, tables) for number in numbers]
+    lines, *_ = handler("f", editions, None, preserve, CONSTANTS, tables)
+    return [line.strip() for line in lines if line.startswith("\t") and line[1] != "."]
+
+
+LOOKS_UP = [
+    "mov %gs:0x1fb80, %r11", "mov 0x974(%r11), %r11d", "add dynamos_policy(%rip), %r11", "movzbl (%r11), %r11d",
+    "add f_row(%rip), %r11",
+]  # fmt: skip
+
+
 def test_handler_looks_up_class_and_edition() -> None:
+    ends = ["jmp .Lf_v1.direct", "int3"]
+    assert handler_of(1, 2) == [*LOOKS_UP, "cmpb $2, (%r11)", "je .Lf_v2.direct", *ends]
+    more = ["cmpb $2, %r11b", "je .Lf_v2.direct", "cmpb $7, %r11b", "je .Lf_v7.direct"]
+    assert handler_of(1, 2, 7) == [*LOOKS_UP, "movzbl (%r11), %r11d", *more, *ends]
+    assert handler_of(1) == ends, "there is nothing to look up"
+
+
+def test_a_handler_begins_with_a_line_of_the_caches() -> None:
     unit = update(NOP5 + "31c0 c3 cc cc")
     start = symbol(unit, "f_handler")
-    code = section(unit, ".text").data[start.value : start.value + start.size]
-    assert code == bytes.fromhex(
-        "654c8b1c2580fb0100"  # mov %gs:0x1fb80,%r11
-        "458b9b74090000"  # mov 0x974(%r11),%r11d
-        "4c031d00000000"  # add dynamos_policy(%rip),%r11
-        "450fb61b"  # movzbl (%r11),%r11d
-        "4c031d00000000"  # add f_row(%rip),%r11
-        "450fb61b"  # movzbl (%r11),%r11d
-        "eb18cc"  # jmp f_v1
-    )
+    assert section(unit, ".text").data[start.value : start.value + start.size] == bytes.fromhex("eb3e cc")
     assert start.value % 64 == 0
     assert symbol(unit, "f_v1").value == start.value + 64
 
@@ -112,18 +128,23 @@ def test_what_may_not_be_c_cannot_adapt() -> None:
 def test_the_first_return_becomes_the_exit_stub() -> None:
     assert image(update(NOP5 + "31c0 c3 cc cc")) == bytes.fromhex(
         "31c0"  # xor %eax,%eax
-        "4c8b1d00000000"  # mov f_v1_use(%rip),%r11
-        "6549ff4308"  # incq %gs:8(%r11)
+        "6549ff4208"  # incq %gs:8(%r10): it has been there since the entry
         "e900000000"  # jmp __x86_return_thunk
         "cc"
     )
 
 
+@pytest.mark.parametrize("what", ["4531d2", "e8 f40f0000"])  # xor %r10d,%r10d; call g
+def test_what_may_change_the_entrys_register_has_the_exit_load_it_again(what: str) -> None:
+    unit = update(NOP5 + "31c0" + what + "c3", symbols={"g": TEXT + 0x1000})
+    assert image(unit).endswith(bytes.fromhex("4c8b1d00000000 6549ff4308 e900000000 cc"))
+
+
 def test_further_returns_jump_to_the_exit_stub() -> None:
     # test %edi,%edi; je 11; ret; xor %eax,%eax; ret; and without a plain return, the stub stands at the end
-    first = bytes.fromhex("4c8b1d00000000 6549ff4308 e900000000 cc")
+    first = bytes.fromhex("6549ff4208 e900000000 cc")
     code = NOP5 + "85ff 7401 c3 31c0 c3"
-    assert image(update(code)) == bytes.fromhex("85ff 7412") + first + bytes.fromhex("31c0 ebea")
+    assert image(update(code)) == bytes.fromhex("85ff 740b") + first + bytes.fromhex("31c0 ebf1")
     branch = NOP5 + "85ff 0f84 f30f0000 ebfe"  # test %edi,%edi; je srso_return_thunk; jmp .
     unit = update(branch, symbols={"srso_return_thunk": TEXT + 0x1000}, thunks=["srso_return_thunk"])
     assert image(unit) == bytes.fromhex("85ff 7402 ebfe") + first
@@ -149,7 +170,7 @@ def test_a_kernel_without_return_thunk_gets_a_plain_return() -> None:
 def test_a_jump_to_a_return_thunk_is_a_return() -> None:
     code = NOP5 + "31c0 31c0 e9 f20f0000"  # jmp srso_return_thunk
     unit = update(code, symbols={"srso_return_thunk": TEXT + 0x1000}, thunks=["srso_return_thunk"])
-    assert image(unit).startswith(bytes.fromhex("31c0 31c0 4c8b1d"))
+    assert image(unit).startswith(bytes.fromhex("31c0 31c0 6549ff4208"))
 
 
 def test_calls_and_tail_jumps_go_to_absolute_addresses() -> None:
@@ -181,11 +202,11 @@ def test_a_conditional_tail_call_goes_through_a_stub() -> None:
     assert code[:2] == bytes.fromhex("85ff")
     assert code[2] == 0x75, "jne to the stub"
     stub = 4 + code[3]
-    assert code[stub : stub + 3] == bytes.fromhex("4c8b1d"), "the stub counts before it leaves"
+    assert code[stub : stub + 5] == bytes.fromhex("6549ff4208"), "the stub counts before it leaves"
 
 
 def test_an_indirect_tail_call_counts_with_the_other_register() -> None:
-    code = image(update(NOP5 + "31c0 31c0 41ffe3"))  # jmp *%r11
+    code = image(update(NOP5 + "4531d2 41ffe3"))  # xor %r10d,%r10d; jmp *%r11
     assert code.endswith(bytes.fromhex("4c8b1500000000 6549ff4208 41ffe3 cc"))  # mov …,%r10; incq %gs:8(%r10)
 
 
@@ -218,8 +239,8 @@ def test_the_cold_part_follows_the_main_part() -> None:
     text = generate([Redirect(original)], [], CONSTANTS)
     unit = assemble(preprocessed(text))
     code = image(unit)
-    assert code[:9] == bytes.fromhex("85ff 7514 31c0 4c8b1d"), "the exit stub is in the main part"
-    assert code[24:] == bytes.fromhex("b801000000 ebe5")
+    assert code[:9] == bytes.fromhex("85ff 750d 31c0 6549ff"), "the exit stub is in the main part"
+    assert code[17:] == bytes.fromhex("b801000000 ebec")
 
 
 def test_a_static_key_is_emitted_in_its_initial_form() -> None:
@@ -267,7 +288,7 @@ def test_a_static_tail_call_is_listed_in_its_stub(site: str) -> None:
     place = found[0][2]
     code = section(unit, ".text").data
     assert code[place] == 0xE9
-    assert code[place - 12 : place - 9] == bytes.fromhex("4c8b1d"), "after the exit was counted"
+    assert code[place - 5 : place] == bytes.fromhex("6549ff4208"), "after the exit was counted"
     assert found[4] == ("R_X86_64_PC32", "", TEXT + 0x8000 + 1 - (1 << 64))
 
 
@@ -375,16 +396,15 @@ def test_unwind_entries_follow_the_instructions() -> None:
 
 
 def test_a_function_without_ftrace_site_keeps_registers_and_flags() -> None:
+    code = handler_of(1, 2, preserve=True)
+    assert code[:2] == ["push %r11", "pushf"]
+    assert code[-4:-1] == ["popf", "pop %r11", "jmp .Lf_v1.direct"]
     unit = update("31c0 31c0 c3")
     text = section(unit, ".text").data
-    start = symbol(unit, "f_handler")
-    handler = text[start.value : start.value + start.size]
-    assert handler.startswith(bytes.fromhex("4153 9c"))  # push %r11; pushfq
-    assert bytes.fromhex("9d 415b eb") in handler  # popfq; pop %r11; jmp f_v1
     clone = symbol(unit, "f_v1")
-    code = text[clone.value : clone.value + clone.size]
-    assert code.startswith(bytes.fromhex("0f1f440000 4152 9c 4c8b15"))  # nop; push %r10; pushfq; mov …,%r10
-    assert bytes.fromhex("4153 9c 4c8b1d 00000000 6549ff4308 9d 415b e9") in code
+    moved = text[clone.value : clone.value + clone.size]
+    assert moved.startswith(bytes.fromhex("0f1f440000 4152 9c 4c8b15"))  # nop; push %r10; pushfq; mov …,%r10
+    assert bytes.fromhex("4153 9c 4c8b1d 00000000 6549ff4308 9d 415b e9") in moved
 
 
 def test_a_lock_that_is_off_on_one_cpu_is_on_in_the_clone() -> None:
@@ -437,7 +457,7 @@ def test_an_indirection_table_is_cloned() -> None:
     start = symbol(unit, "f_v1").value + 11 + 5
     moved = [addend - start for _at, (_kind, _name, addend) in sorted(relocations(unit, ".rodata").items())]
     assert moved[0] == moved[2] == 12
-    assert moved[1] == 12 + 18, "the return before it has become the exit stub"
+    assert moved[1] == 12 + 11, "the return before it has become the exit stub"
     assert (start + 6, ("R_X86_64_32S", ".rodata", 0)) in relocations(unit).items()
     assert image(unit)[10:12] == bytes.fromhex("ffe0"), "the jump stays inside and counts no exit"
 

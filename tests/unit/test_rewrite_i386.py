@@ -9,10 +9,13 @@ from pathlib import Path
 
 from memory_kernel import relative
 
+from dynamos_ng.arch.i386 import ARCH
 from dynamos_ng.image import Kernel
 from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.memory import Dump
 from dynamos_ng.rewrite import Constants, Redirect, check, elf, generate
+from dynamos_ng.rewrite.handler import handler
+from dynamos_ng.rewrite.writer import Edition, Tables
 
 TEXT, DATA = 0xC1000000, 0xC1001000
 KALLSYMS = f"""\
@@ -92,8 +95,9 @@ def carry_of(text: str, offset: int) -> str:
 
 def test_a_counted_entry_saves_the_register_that_it_uses(tmp_path: Path) -> None:
     text, _unit = update(tmp_path)
+    long_push = ".byte 0x3e,0x3e,0x3e,0xff,0xf1\t# push %ecx, with prefixes that mean nothing to it"
     count = ["mov f_v1_use, %ecx", "addl $1, %fs:0(%ecx)", f"jc {(carry := carry_of(text, 4))}"]
-    assert block(text, ".Lf_v1.ftrace", ".Lf_v1.c1000000")[-5:] == ["push %ecx", *count, "pop %ecx"]
+    assert block(text, ".Lf_v1.ftrace", ".Lf_v1.c1000000")[-5:] == [long_push, *count, "pop %ecx"]
     assert f"jc {carry}\n{carry}.over:\n" in text, "it comes back to where it left"
 
 
@@ -111,12 +115,15 @@ def test_a_return_finds_ecx_free_and_a_tail_jump_does_not(tmp_path: Path) -> Non
         assert block(text, carry, "\tint3") == ["incl %fs:12(%ecx)", f"jmp {carry}.over"]
 
 
-def test_the_handler_keeps_the_arguments(tmp_path: Path) -> None:
-    text, _unit = update(tmp_path)
-    assert block(text, "f_handler", "\t.size f_handler") == [
+def test_the_handler_keeps_the_arguments() -> None:
+    tables = Tables(ARCH)
+    editions = [Edition(f"f_v{number}", number, None, False, tables) for number in (1, 2)]
+    first, second = handler("f", editions, None, False, Constants(0x40, 0x24), tables)
+    assert [line.strip() for line in first if line.startswith("\t") and line[1] != "."] == [
         "push %ecx", "mov %fs:0x40, %ecx", "mov 0x24(%ecx), %ecx", "add dynamos_policy, %ecx", "movzbl (%ecx), %ecx",
-        "add f_row, %ecx", "movzbl (%ecx), %ecx", "pop %ecx", "jmp .Lf_v1.direct", "int3",
+        "add f_row, %ecx", "cmpb $2, (%ecx)", "je .Lf_handler.to2", "pop %ecx", "jmp .Lf_v1.direct", "int3",
     ]  # fmt: skip
+    assert [line.strip() for line in second][-3:-1] == [".Lf_handler.to2:", "pop %ecx"]
 
 
 def test_a_handler_that_adapts_pushes_the_arguments_in_their_order(tmp_path: Path) -> None:
