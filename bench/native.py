@@ -91,12 +91,12 @@ def idlest(seconds: float = 0.5) -> int:
 
 def subjects(arch: Arch) -> list[Subject]:
     """Return the functions that are called."""
-    found = [Subject("direct"), Subject("again"), Subject("saving", 1, c=False)]
+    found = [Subject("direct"), Subject("again"), Subject("saving", 2, c=False)]
     found += [Subject(f"first{n}", n) for n in EDITIONS]
     found += [Subject(f"last{n}", n, n) for n in EDITIONS[1:]]
     found += [Subject("alike", 2, 2, 2), Subject("mixed2", 2, 0), Subject("mixed16", 16, 0)]
     found += [Subject(name, peer=name) for name in PEERS if arch.word == 8 or name != "arguments"]
-    return [*found, Subject("paper", paper=True), Subject("paper_moved", 1, paper=True)]
+    return [*found, Subject("paper", paper=True), Subject("paper_moved", 2, paper=True)]
 
 
 def loops(arch: Arch, wanted: Sequence[Subject]) -> list[Loop]:

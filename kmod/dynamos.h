@@ -199,6 +199,8 @@ void lead_changed(struct redirect *redirect, bool activate);
  */
 struct stack_scan {
 	unsigned long lo, hi;
+	/* Which lines may hold what is meant, so that most words cost no search; NULL: all. */
+	const unsigned long *lines;
 	/* Whether what lies within these bounds is meant; NULL: all is. */
 	bool (*holds)(const void *where, unsigned long address);
 	const void *where;
@@ -212,6 +214,13 @@ struct stack_scan {
 	u32 tasks;			/* out */
 	u64 words;			/* out */
 };
+
+/* A line's bit, which it shares with others: their number has 16 bits. */
+#define STACK_LINES BIT(16)
+static inline unsigned long stack_line(unsigned long address)
+{
+	return address / 64 % STACK_LINES;
+}
 
 int stack_stop(int (*work)(void *context), void *context, u64 *stop_ns);
 void stack_scan(struct stack_scan *scan);

@@ -178,14 +178,16 @@ static noinline bool scan_found(struct stack_scan *scan, struct task_struct *tas
 static bool scan_words(struct stack_scan *scan, struct task_struct *task,
 		       unsigned long start, unsigned long end)
 {
-	const unsigned long lo = scan->lo, size = scan->hi - lo;
+	const unsigned long lo = scan->lo, size = scan->hi - lo, *lines = scan->lines;
 	unsigned long at = ALIGN_DOWN(start, sizeof(long));
 
 	scan->words += (end - at) / sizeof(long);
 	for (; at < end; at += sizeof(long)) {
 		unsigned long word = READ_ONCE_NOCHECK(*(unsigned long *)at);
 
-		if (unlikely(word - lo < size) && scan_found(scan, task, word))
+		if (unlikely(word - lo < size) &&
+		    (!lines || test_bit(stack_line(word), lines)) &&
+		    scan_found(scan, task, word))
 			return true;
 	}
 	return false;

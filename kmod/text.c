@@ -76,6 +76,9 @@ int text_jump(u8 code[TRAMPOLINE_SIZE], unsigned long from, unsigned long to)
 	return 0;
 }
 
+/* Of the patches that are being written. */
+static DECLARE_BITMAP(lines, STACK_LINES);
+
 struct text_work {
 	struct text_patch *patches;	/* sorted by address */
 	u32 count;
@@ -86,29 +89,38 @@ struct text_work {
 };
 
 /* A return here, strictly inside the bytes, would land within the jump. */
-static bool inside_seen(struct stack_scan *scan, struct task_struct *task,
-			unsigned long word)
+static const struct text_patch *patch_inside(const struct text_work *work, unsigned long word)
 {
-	struct text_work *work = scan->context;
-	struct dynamos_culprit *culprit = &work->sw->culprit;
 	u32 low = 0, high = work->count;
 
 	while (low < high) {
 		u32 middle = low + (high - low) / 2;
 		const struct text_patch *patch = &work->patches[middle];
 
-		if (word <= patch->address) {
+		if (word <= patch->address)
 			high = middle;
-		} else if (word >= patch->address + TRAMPOLINE_SIZE) {
+		else if (word >= patch->address + TRAMPOLINE_SIZE)
 			low = middle + 1;
-		} else {
-			work->held = true;
-			culprit->function = patch->function;
-			culprit_task(culprit, task, word);
-			return true;
-		}
+		else
+			return patch;
 	}
-	return false;
+	return NULL;
+}
+
+static bool inside_holds(const void *work, unsigned long word)
+{
+	return patch_inside(work, word);
+}
+
+static bool inside_seen(struct stack_scan *scan, struct task_struct *task,
+			unsigned long word)
+{
+	struct text_work *work = scan->context;
+
+	work->held = true;
+	work->sw->culprit.function = patch_inside(work, word)->function;
+	culprit_task(&work->sw->culprit, task, word);
+	return true;
 }
 
 static int text_work(void *context)
@@ -133,6 +145,10 @@ static int text_work(void *context)
 		struct stack_scan scan = {
 			.lo = work->patches[0].address + 1,
 			.hi = work->patches[work->count - 1].address + TRAMPOLINE_SIZE,
+			.lines = lines,
+			.holds = inside_holds,
+			.where = work,
+			.no_pointers = true,
 			.seen = inside_seen,
 			.context = work,
 		};
@@ -175,6 +191,12 @@ int text_write_all(struct text_patch *patches, u32 count, bool activate,
 		.update = update,
 		.sw = sw,
 	};
+	u32 i;
 
+	bitmap_zero(lines, STACK_LINES);
+	for (i = 0; i < count; i++) {
+		__set_bit(stack_line(patches[i].address + 1), lines);
+		__set_bit(stack_line(patches[i].address + TRAMPOLINE_SIZE - 1), lines);
+	}
 	return stack_stop(text_work, &work, &sw->stop_ns);
 }

@@ -76,7 +76,7 @@ def test_text_that_does_not_count_is_noticed(
 
 @BOTH
 def test_a_wrong_edition_is_noticed(arch: Arch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.program.generate", lambda *a: generate(*a).replace("cmp $3, ", "cmp $4, "))
+    monkeypatch.setattr("bench.program.generate", lambda *a: generate(*a).replace("cmpb $3, ", "cmpb $4, "))
     with pytest.raises(DynamosError, match=r"third.*its editions count"):
         tiny(arch, tmp_path)
 
