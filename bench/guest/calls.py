@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,10 +34,37 @@ TABLE = {
     "clone": "kernel_clone", "brk": f"{STEM}brk", "execve": f"{STEM}execve", "openat": f"{STEM}openat",
     "read": f"{STEM}read", "write": f"{STEM}write", "fault": "handle_mm_fault", "kill": f"{STEM}kill",
 }  # fmt: skip
+#: What they return, and take.
+PROTOTYPES = {
+    "kernel_clone": ("pid_t", "struct kernel_clone_args *args"),
+    "handle_mm_fault": (
+        "vm_fault_t",
+        "struct vm_area_struct *vma, unsigned long address, unsigned int flags, struct pt_regs *regs",
+    ),
+}
+#: Editions 2, so that there is something to choose; it is not chosen.
+OTHERS = """
+#include <linux/mm.h>
+#include <linux/sched/task.h>
+
+{returns} {name}_v1({takes});
+{returns} {name}_v2({takes});
+{returns} {name}_v2({takes})
+{{
+	return {name}_v1({gives});
+}}
+"""
 #: How often each of them is redirected and given back.
 ROUNDS = 8
 CHOOSER = "int chooser(struct bpf_raw_tracepoint_args *ctx) { return 1; }\n"
 Way = Callable[[Path], AbstractContextManager[Any]]
+
+
+def _original_by_policy(folder: Path, function: str) -> Path:
+    """Write an update that has every process look up that it runs the original."""
+    returns, takes = PROTOTYPES.get(function, ("long", "const struct pt_regs *regs"))
+    gives = ", ".join(re.findall(r"(\w+)(?:,|$)", takes))
+    return written(folder, {function: [2]}, OTHERS.format(name=function, returns=returns, takes=takes, gives=gives))
 
 
 def _adapted(work: Path) -> AbstractContextManager[None]:
@@ -102,10 +130,13 @@ def main() -> None:
                 found["ways"][name] = {"before": before, "during": calls.take("lseek")}
             print(name, found["ways"][name], flush=True)
         for load, function in TABLE.items() if options.table else ():
-            with loaded(written(work / load, {function: []})) as update:
+            with loaded(_original_by_policy(work / load, function)) as update:
 
                 def switch(on: bool, update: str = update) -> None:
-                    control.call("activate" if on else "deactivate", name=update)
+                    if on:
+                        control.call("activate", name=update, edition=1)
+                    else:
+                        control.call("deactivate", name=update)
 
                 found["table"][load] = {"function": function, **calls.compare(load, ROUNDS, switch)}
             print(load, found["table"][load], flush=True)

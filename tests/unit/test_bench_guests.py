@@ -63,7 +63,8 @@ def test_installing_grows_linearly_or_not() -> None:
     assert figures["growth/functions"].value == 10
     assert figures["linear/functions"].met()
     assert figures["linear/tasks"].met() is False
-    assert figures["share/tasks/9"].value == pytest.approx(0.1)
+    assert figures["share/tasks/9"].value == pytest.approx(8e-9), "the stop"
+    assert figures["request/functions/9"].value == pytest.approx(0.1)
 
 
 def test_classification_is_a_difference() -> None:
