@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 
-ABI = 13
+ABI = 14
 FUNCTIONS_MAX = 1024
 EDITIONS_MAX = 16
 CLASSES = 256

@@ -172,6 +172,7 @@ struct text_patch {
 bool text_in_module(unsigned long address);
 int text_map(struct text_patch *patch);
 void text_unmap(struct text_patch *patch);
+int text_complete(const struct dynamos_update *told);
 int text_jump(u8 code[TRAMPOLINE_SIZE], unsigned long from, unsigned long to);
 int text_write_all(struct text_patch *patches, u32 count, bool activate,
 		   struct update *update, struct dynamos_switch *sw);

@@ -57,6 +57,49 @@ void text_unmap(struct text_patch *patch)
 }
 
 /**
+ * text_complete() - add to an update's code what its slots hold
+ * @told: the update; its slots are filled, and none of its code has run
+ *
+ * Return: 0, -ENOEXEC if a field is not in the update's module, or -ENOMEM.
+ */
+int text_complete(const struct dynamos_update *told)
+{
+	unsigned long lo = ULONG_MAX, hi = 0, i, count;
+	const struct dynamos_direct *direct;
+	struct page **pages;
+	void *alias;
+
+	if (!told->nr_directs)
+		return 0;
+	for (i = 0; i < told->nr_directs; i++) {
+		direct = &told->directs[i];
+		if (!IS_ENABLED(CONFIG_X86_32) ||
+		    !within_module(direct->field, told->owner) ||
+		    !within_module(direct->field + sizeof(u32) - 1, told->owner))
+			return -ENOEXEC;
+		lo = min(lo, direct->field);
+		hi = max(hi, direct->field + sizeof(u32) - 1);
+	}
+	lo &= PAGE_MASK;
+	count = (hi - lo) / PAGE_SIZE + 1;
+	pages = kvmalloc_array(count, sizeof(*pages), GFP_KERNEL);
+	if (!pages)
+		return -ENOMEM;
+	for (i = 0; i < count; i++)
+		pages[i] = vmalloc_to_page((void *)(lo + i * PAGE_SIZE));
+	alias = fault() ? NULL : vmap(pages, count, VM_MAP, PAGE_KERNEL);
+	kvfree(pages);
+	if (!alias)
+		return -ENOMEM;
+	for (i = 0; i < told->nr_directs; i++) {
+		direct = &told->directs[i];
+		*(u32 *)(alias + (direct->field - lo)) += (unsigned long)*direct->slot;
+	}
+	vunmap(alias);
+	return 0;
+}
+
+/**
  * text_jump() - encode a direct jump
  * @code: five bytes, out
  * @from: where the jump will stand

@@ -122,7 +122,7 @@ __visible int dynamos_register(const struct dynamos_update *told)
 	err = maps_ready() ? redirect_add(told) : -ENODATA;
 	if (err)
 		goto out_free;
-	err = phase_add(update);
+	err = text_complete(told) ?: phase_add(update);
 	if (err)
 		goto out_remove;
 	update->id = ++last_id;

@@ -31,6 +31,7 @@ struct variant {
 extern const struct patch patches[], patches_end[];
 extern const struct row rows_wanted[], rows_wanted_end[];
 extern const struct use uses[], uses_end[];
+extern const struct direct dynamos_directs[], dynamos_directs_end[];
 extern const struct variant variants[], variants_end[];
 extern const u32 pools[], pools_end[];
 
@@ -159,6 +160,7 @@ static void install(void)
 		*(u8 *)patch->site = patch->opcode;
 		*(int *)(patch->site + 1) = patch->target - (patch->site + 5);
 	}
+	CHECK(complete(dynamos_directs, dynamos_directs_end) == 0);
 }
 
 static const u32 *sequence(word pool, word length)

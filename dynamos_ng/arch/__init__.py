@@ -73,9 +73,8 @@ class Arch(ABC):
     `relocations` gives name, width in bytes and whether relative to the place, by ELF type; `return_thunks` says
     whether its kernels may replace returns by jumps. Registers that a C function does not care about come first choice
     first: at its entry, when it returns, when it jumps to another. `select` uses the register `spare`, the second of a
-    `pair`; `fetch` loads the byte that it points at into it, and `chosen` is its lowest byte then. Where no register is
-    free at an entry, `long_push` saves `spare` in as many bytes as a jump has. `arguments` are those that a C
-    function's arguments come in, in their order.
+    `pair`, and `chosen` is its lowest byte. `arguments` are those that a C function's arguments come in, in their
+    order.
     """
 
     name: str
@@ -93,8 +92,6 @@ class Arch(ABC):
     free_at_return: tuple[str, ...]
     free_at_tail: tuple[str, ...]
     spare: str
-    fetch: str
-    long_push: str
     chosen: str
     pair: tuple[str, str]
     arguments: tuple[str, ...]
@@ -112,7 +109,7 @@ class Arch(ABC):
         self, slot: str, offset: int, register: str, rare: list[str], loaded: bool = False
     ) -> list[str]:
         """Return text that adds 1 to the 64-bit per-CPU number OFFSET behind what SLOT holds; changes flags, and
-        REGISTER unless that is LOADED with it. What is seldom run is appended to RARE."""
+        REGISTER unless that is LOADED with what the slot holds. What is seldom run is appended to RARE."""
 
     @abstractmethod
     def saved(self, preserve: bool, pair: bool, /) -> tuple[str, ...]:
@@ -123,11 +120,20 @@ class Arch(ABC):
 
     @abstractmethod
     def select(self, current: int, tgid: int, row: str, told: Sequence[str] = ()) -> list[str]:
-        """Return text that leaves in `spare` the address of the number, a byte, of the edition that this process runs.
+        """Return text that leaves in `spare` where the edition stands that this process runs: a byte of a row.
 
         CURRENT is the per-CPU offset of the current task's pointer, TGID that of the thread group's number in a task,
         ROW the slot that holds the function's row of editions. TOLD is what `in_interrupt` returned, if that counts.
+        `fetch` or `compare` follows.
         """
+
+    @abstractmethod
+    def fetch(self, row: str) -> list[str]:
+        """Return text that leaves the edition's number in the register `chosen`."""
+
+    @abstractmethod
+    def compare(self, row: str, number: int) -> list[str]:
+        """Return text that compares it with NUMBER, where it stands."""
 
     @abstractmethod
     def in_interrupt(self, preempt: int, mask: int, policy_class: int, /) -> list[str]:

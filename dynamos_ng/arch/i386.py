@@ -17,6 +17,17 @@ _PROGRAM_COUNTERS = {
 }
 
 
+def _direct(instruction: str, slot: str, back: int) -> list[str]:
+    """Return an instruction to whose displacement, BACK bytes before its end, the module adds what SLOT holds.
+
+    A displacement reaches all memory here, so that the address of a counter or a map needs no register.
+    """
+    return [
+        f"\t{{disp32}} {instruction}", "9:", "\t.pushsection .rodata.directs", f"\t.long 9b - {back}, {slot}",
+        "\t.popsection",
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class _I386(Arch):
     def decode(self, code: bytes, address: int) -> tuple[list[Instruction], int]:
@@ -28,21 +39,25 @@ class _I386(Arch):
         # The carry of an interrupt in between, or of another CPU, is its own: the sum over all CPUs is right.
         carry = f".L{slot}.carry{len(rare)}"
         rare += [f"{carry}:", f"\tincl %fs:{offset + 4}(%{register})", f"\tjmp {carry}.over", "\tint3"]
-        load = [] if loaded else [f"\tmov {slot}, %{register}"]
+        load = [] if loaded else _direct(f"mov $0, %{register}", slot, 4)
         return [*load, f"\taddl $1, %fs:{offset}(%{register})", f"\tjc {carry}", f"{carry}.over:"]
 
     def saved(self, _preserve: bool, pair: bool) -> tuple[str, ...]:
         return self.pair[not pair :]
 
-    def select(self, current: int, tgid: int, row: str, told: Sequence[str] = ()) -> list[str]:
+    def select(self, current: int, tgid: int, _row: str, told: Sequence[str] = ()) -> list[str]:
         return [
             f"\tmov %fs:{current:#x}, %ecx",
             f"\tmov {tgid:#x}(%ecx), %ecx",
-            "\tadd dynamos_policy, %ecx",
-            "\tmovzbl (%ecx), %ecx",
+            *_direct("movzbl 0(%ecx), %ecx", "dynamos_policy", 4),
             *told,
-            f"\tadd {row}, %ecx",
         ]
+
+    def fetch(self, row: str) -> list[str]:
+        return _direct("movzbl 0(%ecx), %ecx", row, 4)
+
+    def compare(self, row: str, number: int) -> list[str]:
+        return _direct(f"cmpb ${number}, 0(%ecx)", row, 5)
 
     def in_interrupt(self, preempt: int, mask: int, policy_class: int) -> list[str]:
         return [f"\ttestl ${mask:#x}, %fs:{preempt:#x}", "\tje 1f", f"\tmov ${policy_class}, %ecx", "1:"]
@@ -86,8 +101,6 @@ ARCH = _I386(
     free_at_return=("ecx",),
     free_at_tail=(),
     spare="ecx",
-    fetch="\tmovzbl (%ecx), %ecx",
-    long_push="\t.byte 0x3e,0x3e,0x3e,0xff,0xf1\t# push %ecx, with prefixes that mean nothing to it",
     chosen="cl",
     pair=("eax", "ecx"),
     arguments=("eax", "edx", "ecx"),

@@ -35,6 +35,12 @@ class _X8664(Arch):
             f"\tadd {row}(%rip), %r11",
         ]
 
+    def fetch(self, _row: str) -> list[str]:
+        return ["\tmovzbl (%r11), %r11d"]
+
+    def compare(self, _row: str, number: int) -> list[str]:
+        return [f"\tcmpb ${number}, (%r11)"]
+
     def in_interrupt(self, preempt: int, mask: int, policy_class: int) -> list[str]:
         return [f"\ttestl ${mask:#x}, %gs:{preempt:#x}", "\tje 1f", f"\tmov ${policy_class}, %r11d", "1:"]
 
@@ -81,8 +87,6 @@ ARCH = _X8664(
     free_at_return=("r11",),
     free_at_tail=("r11", "r10"),
     spare="r11",
-    fetch="\tmovzbl (%r11), %r11d",
-    long_push="",
     chosen="r11b",
     pair=("r10", "r11"),
     arguments=("rdi", "rsi", "rdx", "rcx", "r8", "r9"),

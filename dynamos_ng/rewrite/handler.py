@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from dynamos_ng.rewrite import consistency
 from dynamos_ng.rewrite.writer import Edition, Tables, deeper, pushing
@@ -53,22 +54,22 @@ def handler(
     With ADAPTS the function must be C, which PRESERVE denies. If it TELLS interrupts, calls made in them are of a
     policy class of their own.
     """
-    name = f"{label}_handler"
+    name, row = f"{label}_handler", f"{label}_row"
     arch = tables.arch
     others = [edition for edition in editions if edition.number > 1]
     task = editions[0].task
-    chosen, saved = f"%{arch.chosen}", arch.saved(preserve, bool(task))
+    chosen, saved, compare = arch.chosen, arch.saved(preserve, bool(task)), list[str]()
     if adapts:
-        chosen, choose, saved = f"%{arch.answer}", arch.adapt(f"{label}_adapt"), arch.arguments[::-1]
+        chosen, choose, saved = arch.answer, arch.adapt(f"{label}_adapt"), arch.arguments[::-1]
     elif others or task:
         told = arch.in_interrupt(constants.preempt, constants.interrupt, INTERRUPTS) if tells else []
-        choose = arch.select(constants.current, constants.tgid, f"{label}_row", told)
-        if task:
-            choose = consistency.kept(arch, task, [*choose, arch.fetch])
-        elif len(others) == 1:
-            chosen = f"(%{arch.spare})"  # it is compared where it lies
+        choose = arch.select(constants.current, constants.tgid, row, told)
+        if len(others) == 1 and not task:
+            compare = arch.compare(row, others[0].number)
         else:
-            choose.append(arch.fetch)
+            choose += arch.fetch(row)
+        if task:
+            choose = consistency.kept(arch, task, choose)
     else:  # there is nothing to choose
         choose, saved, preserve = [], (), False
     save = [f"\tpush %{register}" for register in saved] + ["\tpushf"] * preserve
@@ -76,14 +77,18 @@ def handler(
     tables.unwind(name, state)
     lines = [_ALIGN, f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
     lines += [*pushing(f".L{name}.save", save, state, tables), *choose]
-    texts = []
-    for edition in others:
-        to = f".L{name}.to{edition.number}" if save else edition.direct
-        lines += [f"\tcmpb ${edition.number}, {chosen}", f"\tje {to}"]
-        texts.append([_ALIGN])
-        if save:
-            tables.unwind(to, deeper(state, len(save), arch))
-            texts[-1] += [f"{to}:", *pushing(f"{to}.restore", restore, state, tables, len(save))]
-    lines += pushing(f".L{name}.restore", restore, state, tables, len(save))
-    lines += [f"\tjmp {editions[0].direct}", "\tint3", f"\t.size {name}, . - {name}", _ALIGN]
+    restored = partial(pushing, lines=restore, state=state, tables=tables, depth=len(save))
+    texts = [[_ALIGN] for _ in others]
+    if compare and not preserve:  # what restores registers leaves the flags
+        lines += [*compare, *restored(f".L{name}.restore"), f"\tjne {editions[0].direct}"]
+        lines.append(f"\tjmp {others[0].direct}")
+    else:
+        for text, edition in zip(texts, others, strict=True):
+            to = f".L{name}.to{edition.number}" if save else edition.direct
+            lines += [*(compare or [f"\tcmp ${edition.number}, %{chosen}"]), f"\tje {to}"]
+            if save:
+                tables.unwind(to, deeper(state, len(save), arch))
+                text += [f"{to}:", *restored(f"{to}.restore")]
+        lines += [*restored(f".L{name}.restore"), f"\tjmp {editions[0].direct}"]
+    lines += ["\tint3", f"\t.size {name}, . - {name}", _ALIGN]
     return [lines, *texts]

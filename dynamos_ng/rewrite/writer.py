@@ -259,13 +259,10 @@ class Edition:
         for name in (self.name, *self.aliases):
             lines += [f"\t.globl {name}", f"\t.type {name}, @function", f"{name}:"]
         arch = self.tables.arch
+        # What begins with a push gets an instruction that does nothing.
+        idle = [data(arch.nop5)] if self.preserve or not arch.free_at_entry else []
+        below = [f"{self.below}:", *idle] if self.number == 1 else []
         count = self._count(f".L{self.name}.in", self.state, 0, arch.free_at_entry)
-        below = []
-        if self.number == 1:
-            # A push is too short: what saves its register alone has a longer one, else nothing is done before.
-            idle = [] if arch.free_at_entry else [arch.long_push]
-            below = [f"{self.below}:", *([data(arch.nop5)] if self.preserve else idle)]
-            count = count[bool(idle and not self.preserve) :]
         enter = self._note(f".L{self.name}.enter", self.state, partial(consistency.enter, number=self.number))
         branch_pad = first[:1] == [data(arch.endbr[0])]
         return [*lines, *first[:branch_pad], f"{self.direct}:", *first[branch_pad:], *below, *count, *enter]

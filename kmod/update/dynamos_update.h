@@ -56,6 +56,15 @@ extern const struct dynamos_function dynamos_functions[];
 extern const struct dynamos_function dynamos_functions_end[];
 extern void *dynamos_tasks;	/* slot */
 
+/* Four bytes of an update's code, to which what a slot holds is added: i386 reaches all memory so. */
+struct dynamos_direct {
+	unsigned long field;
+	void **slot;
+};
+
+extern const struct dynamos_direct dynamos_directs[];
+extern const struct dynamos_direct dynamos_directs_end[];
+
 /* A variable that an update writes; bytes beyond its size are zero. */
 struct dynamos_variable {
 	const char *name;
@@ -200,7 +209,9 @@ struct dynamos_update {
 	void **tasks;			/* slot: the tasks' states, if consistent */
 	unsigned long *phase;		/* what dynamos_updated() reads */
 	const struct dynamos_thread *thread;	/* dynamos_thread.h */
-	unsigned long reserved[8];
+	const struct dynamos_direct *directs;
+	unsigned long nr_directs;
+	unsigned long reserved[6];
 };
 
 extern const struct kernel_param_ops dynamos_update_param;

@@ -32,12 +32,14 @@ static struct dynamos_update update __ro_after_init = {
 	.tasks = &dynamos_tasks,
 	.phase = &dynamos_phase,
 	.thread = &dynamos_thread,
+	.directs = dynamos_directs,
 };
 module_param_cb(dynamos, &dynamos_update_param, &update, 0);
 
 static int __init update_init(void)
 {
 	update.nr_variables = dynamos_variables_end - dynamos_variables;
+	update.nr_directs = dynamos_directs_end - dynamos_directs;
 	return dynamos_register(&update);
 }
 

@@ -285,6 +285,10 @@ class _Image:
             self._put(self.symbols[f"{redirect.stem}_row"], self.symbols["zeros"], library.arch.word)
             self.own.append(self.symbols[f"{redirect.stem}_row"])
             self._put(self.symbols[f"{redirect.stem}_v1_use"], uses[redirect.stem], library.arch.word)
+        for at in range(self.symbols["dynamos_directs"], self.symbols["dynamos_directs_end"], 2 * library.arch.word):
+            # With one edition each there is nothing to choose: these are counters, whose place is known.
+            field, slot = (self._get(at + i * library.arch.word) for i in range(2))
+            self._put(field, self._get(field) + self._get(slot), library.arch.word)
 
     def _assemble(self, work: Path) -> elf.Elf:
         library = self.library
@@ -318,6 +322,9 @@ class _Image:
                     (self.near if near else self.theirs).append(place)
                 assert near or width == self.arch.word
                 self._put(place, value, width)
+
+    def _get(self, place: int) -> int:
+        return int.from_bytes(self.bytes[place : place + self.arch.word], "little")
 
     def _put(self, place: int, value: int, width: int) -> None:
         self.bytes[place : place + width] = (value & (1 << 8 * width) - 1).to_bytes(width, "little")

@@ -29,7 +29,7 @@ INDIRECT = re.compile(r"(?:(?:bnd|notrack|ds|cs) )*jmp[ql]?\s+\*.*")
 RETURN = re.compile(r"(?:(?:bnd|repz) )?ret[ql]?")
 SHORT = ("loop", "jrcxz", "jecxz", "jcxz")
 COUNTING = re.compile(
-    r"(mov\s+\(%rip\),%r1[01]|mov\s+0x[0-9a-f]+,%e..|(inc[lq]|add[lq]|adc[lq]).*%[gf]s:.*|(push|pop)[lqf]*\s*(%\w+)?|lfence)\s*"
+    r"(mov\s+\(%rip\),%r1[01]|mov\s+\$0x0,%e..|(inc[lq]|add[lq]|adc[lq]).*%[gf]s:.*|(push|pop)[lqf]*\s*(%\w+)?|lfence)\s*"
 )
 ENDS = (
     "do_exit", "do_group_exit", "make_task_dead", "kthread_exit", "kthread_complete_and_exit",

@@ -65,8 +65,9 @@ LOOKS_UP = [
 
 def test_handler_looks_up_class_and_edition() -> None:
     ends = ["jmp .Lf_v1.direct", "int3"]
-    assert handler_of(1, 2) == [*LOOKS_UP, "cmpb $2, (%r11)", "je .Lf_v2.direct", *ends]
-    more = ["cmpb $2, %r11b", "je .Lf_v2.direct", "cmpb $7, %r11b", "je .Lf_v7.direct"]
+    two = ["cmpb $2, (%r11)", "jne .Lf_v1.direct", "jmp .Lf_v2.direct", "int3"]
+    assert handler_of(1, 2) == [*LOOKS_UP, *two]
+    more = ["cmp $2, %r11b", "je .Lf_v2.direct", "cmp $7, %r11b", "je .Lf_v7.direct"]
     assert handler_of(1, 2, 7) == [*LOOKS_UP, "movzbl (%r11), %r11d", *more, *ends]
     assert handler_of(1) == ends, "there is nothing to look up"
 

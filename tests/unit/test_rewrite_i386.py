@@ -93,11 +93,20 @@ def carry_of(text: str, offset: int) -> str:
     return found.group(1)
 
 
+def direct(instruction: str, slot: str, back: int = 4) -> list[str]:
+    """Return the lines of an instruction that holds an address which is known when the update is loaded."""
+    return [
+        f"{{disp32}} {instruction}", ".pushsection .rodata.directs", f".long 9b - {back}, {slot}", ".popsection"
+    ]  # fmt: skip
+
+
+LOADED = direct("mov $0, %ecx", "f_v1_use")
+
+
 def test_a_counted_entry_saves_the_register_that_it_uses(tmp_path: Path) -> None:
     text, _unit = update(tmp_path)
-    long_push = ".byte 0x3e,0x3e,0x3e,0xff,0xf1\t# push %ecx, with prefixes that mean nothing to it"
-    count = ["mov f_v1_use, %ecx", "addl $1, %fs:0(%ecx)", f"jc {(carry := carry_of(text, 4))}"]
-    assert block(text, ".Lf_v1.ftrace", ".Lf_v1.c1000000")[-5:] == [long_push, *count, "pop %ecx"]
+    count = [*LOADED, "addl $1, %fs:0(%ecx)", f"jc {(carry := carry_of(text, 4))}"]
+    assert block(text, ".Lf_v1.below", ".Lf_v1.c1000000")[1:] == ["push %ecx", *count, "pop %ecx"]
     assert f"jc {carry}\n{carry}.over:\n" in text, "it comes back to where it left"
 
 
@@ -109,21 +118,32 @@ def test_a_return_finds_ecx_free_and_a_tail_jump_does_not(tmp_path: Path) -> Non
         (".Lf_v1.tail1", ["push %ecx"], ["pop %ecx", "ret $8"]),
     ):
         lines = block(text, stub, "\tint3")
-        count = ["mov f_v1_use, %ecx", "addl $1, %fs:8(%ecx)", *(line for line in lines if line.startswith("jc "))]
-        assert lines == [*before, *count, *after]
-        carry = lines[len(before) + 2].split()[1]
+        (jump,) = (line for line in lines if line.startswith("jc "))
+        assert lines == [*before, *LOADED, "addl $1, %fs:8(%ecx)", jump, *after]
+        carry = jump.split()[1]
         assert block(text, carry, "\tint3") == ["incl %fs:12(%ecx)", f"jmp {carry}.over"]
+
+
+def test_what_the_module_completes_are_whole_words_of_instructions(tmp_path: Path) -> None:
+    _text, unit = update(tmp_path)
+    (code,) = (section for section in unit.sections if section.name == ".text")
+    (table,) = (section for section in unit.sections if section.name == ".rodata.directs")
+    fields = [entry.addend + entry.symbol.value for entry in unit.relocations[table.index] if entry.offset % 8 == 0]
+    assert len(fields) == 4, "an entry, a return, two tail jumps"
+    assert {code.data[at - 1 : at + 4] for at in fields} == {b"\xb9\0\0\0\0"}  # mov $0, %ecx
 
 
 def test_the_handler_keeps_the_arguments() -> None:
     tables = Tables(ARCH)
     editions = [Edition(f"f_v{number}", number, None, False, tables) for number in (1, 2)]
-    first, second = handler("f", editions, None, False, Constants(0x40, 0x24), tables)
+    first, _ = handler("f", editions, None, False, Constants(0x40, 0x24), tables)
     assert [line.strip() for line in first if line.startswith("\t") and line[1] != "."] == [
-        "push %ecx", "mov %fs:0x40, %ecx", "mov 0x24(%ecx), %ecx", "add dynamos_policy, %ecx", "movzbl (%ecx), %ecx",
-        "add f_row, %ecx", "cmpb $2, (%ecx)", "je .Lf_handler.to2", "pop %ecx", "jmp .Lf_v1.direct", "int3",
+        "push %ecx", "mov %fs:0x40, %ecx", "mov 0x24(%ecx), %ecx", "{disp32} movzbl 0(%ecx), %ecx",
+        "{disp32} cmpb $2, 0(%ecx)", "pop %ecx", "jne .Lf_v1.direct", "jmp .Lf_v2.direct", "int3",
     ]  # fmt: skip
-    assert [line.strip() for line in second][-3:-1] == [".Lf_handler.to2:", "pop %ecx"]
+    assert [line.strip() for line in first if ".long" in line] == [
+        ".long 9b - 4, dynamos_policy", ".long 9b - 5, f_row"
+    ]  # fmt: skip
 
 
 def test_a_handler_that_adapts_pushes_the_arguments_in_their_order(tmp_path: Path) -> None:

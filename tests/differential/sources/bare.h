@@ -37,3 +37,23 @@ static inline long set_segment(const void *area)
 	return refused;
 #endif
 }
+
+struct direct {
+	word field;
+	const word *slot;
+};
+
+/* Adds to code what slots hold, as dynamos.ko does when an update is loaded. Returns 0, or what the kernel says. */
+static inline long complete(const struct direct *at, const struct direct *end)
+{
+	long refused = 0;
+
+	for (; at < end && !refused; at++) {
+		word page = at->field & -4096UL;
+
+		refused = syscall3(__NR_mprotect, page, at->field + 4 - page, 7);
+		if (!refused)
+			*(unsigned *)at->field += *at->slot;
+	}
+	return refused;
+}

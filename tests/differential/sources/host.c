@@ -21,6 +21,7 @@ struct function {
 };
 
 extern struct function dynamos_functions[] __attribute__((weak)), dynamos_functions_end[] __attribute__((weak));
+extern const struct direct dynamos_directs[] __attribute__((weak)), dynamos_directs_end[] __attribute__((weak));
 extern word functions[], functions_end[], numbers[8];
 extern u8 _etext[];
 word dynamos_policy;
@@ -117,6 +118,8 @@ static void redirect(void)
 		*(u8 *)at->site = 0xe9;
 		*(int *)(at->site + 1) = at->handler - (at->site + 5);
 	}
+	if (complete(dynamos_directs, dynamos_directs_end))
+		syscall3(__NR_exit, 96, 0, 0);
 	if (set_segment(area))
 		syscall3(__NR_exit, 97, 0, 0);
 }

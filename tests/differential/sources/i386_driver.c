@@ -87,6 +87,7 @@ static void install(void)
 		site[0] = 0xe9;
 		*(u64 *)(site + 1) = function->handler - (u64)site - 5;
 	}
+	CHECK(complete((const void *)dynamos_directs, (const void *)dynamos_directs_end) == 0);
 }
 
 static void balanced(u64 from)
