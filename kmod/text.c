@@ -221,11 +221,14 @@ static int text_work(void *context)
  * @update: what else comes or goes in this stop, or NULL; begun
  * @sw: time, tasks and culprit come back here
  *
+ * Visible, and so as it is written: an update may redirect it, to tell how long
+ * installing takes.
+ *
  * Return: 0; -EILSEQ if bytes differ from patch->old; -EAGAIN if a task is in
  * the way; or what update_ready() says.
  */
-int text_write_all(struct text_patch *patches, u32 count, bool activate,
-		   struct update *update, struct dynamos_switch *sw)
+__visible noinline int text_write_all(struct text_patch *patches, u32 count, bool activate,
+				      struct update *update, struct dynamos_switch *sw)
 {
 	struct text_work work = {
 		.patches = patches,
