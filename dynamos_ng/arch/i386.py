@@ -18,9 +18,9 @@ _PROGRAM_COUNTERS = {
 
 
 def _direct(instruction: str, slot: str, back: int) -> list[str]:
-    """Return an instruction to whose displacement, BACK bytes before its end, the module adds what SLOT holds.
+    """Return an instruction to a word of which, BACK bytes before its end, dynamos.ko adds what SLOT holds.
 
-    A displacement reaches all memory here, so that the address of a counter or a map needs no register.
+    A word is an address here: that of a counter or a map need not be loaded from the slot by each call.
     """
     return [
         f"\t{{disp32}} {instruction}", "9:", "\t.pushsection .rodata.directs", f"\t.long 9b - {back}, {slot}",
