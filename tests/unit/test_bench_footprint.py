@@ -46,8 +46,8 @@ def test_every_loaded_byte_has_its_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", known.ALL, ids=lambda arch: arch.name)
 def test_a_further_edition_has_its_price(arch: Arch, tmp_path: Path) -> None:
     values = {figure.name.rpartition("/")[2]: figure.value for figure in footprint.of_editions(arch, tmp_path)}
-    # A slot, five words that describe it, and a word where its ftrace site is.
-    assert values["tables"] == 7 * arch.word
+    # A slot, five words that describe it, and a word where its ftrace site is; on i386, two more for each count.
+    assert values["tables"] == (11 if arch.name == "i386" else 7) * arch.word
     assert 30 < values["added"] < 100
 
 
