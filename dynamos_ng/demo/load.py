@@ -6,8 +6,8 @@ Each piece is made of forked processes, so that it has kernel stacks of its own,
 from __future__ import annotations
 
 import hashlib
-import mmap
 import itertools
+import mmap
 import os
 import pty
 import random
