@@ -8,14 +8,11 @@ from typing import Any
 import pytest
 from memory_kernel import ENTRY_STATE, MODULE, NOP5, TEXT, MemoryKernel, assemble, section
 
-from dynamos_ng.arch import Arch
 from dynamos_ng.arch.x86_64 import ARCH
 from dynamos_ng.errors import Refusal, UsageError
 from dynamos_ng.rewrite import Constants, Redirect, check, elf, generate
-from dynamos_ng.rewrite.handler import handler
 from dynamos_ng.rewrite.kernel import Bug, Fixup, StaticCall, StaticKey
 from dynamos_ng.rewrite.update import Variable
-from dynamos_ng.rewrite.writer import Edition, Tables
 
 CONSTANTS = Constants(current=0x1FB80, tgid=0x974)
 FRAME = bytes.fromhex("100000000500")
@@ -47,29 +44,6 @@ def relocations(unit: elf.Elf, name: str = ".text") -> dict[int, tuple[str, str,
     """Return type, symbol and addend of a section's relocations by offset."""
     found = unit.relocations.get(section(unit, name).index, ())
     return {r.offset: (unit.arch.relocations[r.type][0], r.symbol.name, r.addend) for r in found}
-
-
-def handler_of(*numbers: int, arch: Arch = ARCH, preserve: bool = False) -> list[str]:
-    """Return the instructions of a handler for editions of these numbers, up to its end."""
-    tables = Tables(arch)
-    editions = [Edition(f"f_v{number}", number, None, preserve, tables) for number in numbers]
-    lines, *_ = handler("f", editions, None, preserve, CONSTANTS, tables)
-    return [line.strip() for line in lines if line.startswith("\t") and line[1] != "."]
-
-
-LOOKS_UP = [
-    "mov %gs:0x1fb80, %r11", "mov 0x974(%r11), %r11d", "add dynamos_policy(%rip), %r11", "movzbl (%r11), %r11d",
-    "add f_row(%rip), %r11",
-]  # fmt: skip
-
-
-def test_handler_looks_up_class_and_edition() -> None:
-    ends = ["jmp .Lf_v1.direct", "int3"]
-    two = ["cmpb $2, (%r11)", "jne .Lf_v1.direct", "jmp .Lf_v2.direct", "int3"]
-    assert handler_of(1, 2) == [*LOOKS_UP, *two]
-    more = ["cmp $2, %r11b", "je .Lf_v2.direct", "cmp $7, %r11b", "je .Lf_v7.direct"]
-    assert handler_of(1, 2, 7) == [*LOOKS_UP, "movzbl (%r11), %r11d", *more, *ends]
-    assert handler_of(1) == ends, "there is nothing to look up"
 
 
 def test_a_handler_begins_with_a_line_of_the_caches() -> None:
@@ -397,9 +371,6 @@ def test_unwind_entries_follow_the_instructions() -> None:
 
 
 def test_a_function_without_ftrace_site_keeps_registers_and_flags() -> None:
-    code = handler_of(1, 2, preserve=True)
-    assert code[:2] == ["push %r11", "pushf"]
-    assert code[-4:-1] == ["popf", "pop %r11", "jmp .Lf_v1.direct"]
     unit = update("31c0 31c0 c3")
     text = section(unit, ".text").data
     clone = symbol(unit, "f_v1")

@@ -9,13 +9,10 @@ from pathlib import Path
 
 from memory_kernel import relative
 
-from dynamos_ng.arch.i386 import ARCH
 from dynamos_ng.image import Kernel
 from dynamos_ng.kallsyms import Symbols
 from dynamos_ng.memory import Dump
 from dynamos_ng.rewrite import Constants, Redirect, check, elf, generate
-from dynamos_ng.rewrite.handler import handler
-from dynamos_ng.rewrite.writer import Edition, Tables
 
 TEXT, DATA = 0xC1000000, 0xC1001000
 KALLSYMS = f"""\
@@ -131,19 +128,6 @@ def test_what_the_module_completes_are_whole_words_of_instructions(tmp_path: Pat
     fields = [entry.addend + entry.symbol.value for entry in unit.relocations[table.index] if entry.offset % 8 == 0]
     assert len(fields) == 4, "an entry, a return, two tail jumps"
     assert {code.data[at - 1 : at + 4] for at in fields} == {b"\xb9\0\0\0\0"}  # mov $0, %ecx
-
-
-def test_the_handler_keeps_the_arguments() -> None:
-    tables = Tables(ARCH)
-    editions = [Edition(f"f_v{number}", number, None, False, tables) for number in (1, 2)]
-    first, _ = handler("f", editions, None, False, Constants(0x40, 0x24), tables)
-    assert [line.strip() for line in first if line.startswith("\t") and line[1] != "."] == [
-        "push %ecx", "mov %fs:0x40, %ecx", "mov 0x24(%ecx), %ecx", "{disp32} movzbl 0(%ecx), %ecx",
-        "{disp32} cmpb $2, 0(%ecx)", "pop %ecx", "jne .Lf_v1.direct", "jmp .Lf_v2.direct", "int3",
-    ]  # fmt: skip
-    assert [line.strip() for line in first if ".long" in line] == [
-        ".long 9b - 4, dynamos_policy", ".long 9b - 5, f_row"
-    ]  # fmt: skip
 
 
 def test_a_handler_that_adapts_pushes_the_arguments_in_their_order(tmp_path: Path) -> None:
