@@ -122,7 +122,7 @@ def read(folder: Path) -> Description:
             table = tomllib.load(file)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; an update is a folder with {FILE} and C sources") from None
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from None
     return parse(table, folder)
 

@@ -18,7 +18,7 @@ from dynamos_ng.errors import DynamosError, UsageError
 EXITS = """\
 exit status:
   0    done
-  1    refused or failed; nothing was changed
+  1    refused or failed; nothing was changed (unload --all: after what it printed)
   2    wrong usage
   3    no daemon answers
   4    not allowed; the message says who may
@@ -54,6 +54,8 @@ def _build(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace) -> int:
     path: Path = options.update
     if options.when_module:
+        if options.output or options.no_probes:
+            raise UsageError("load --when-module: the daemon builds and watches it: leave out --output and --no-probes")
         result = control.call(
             "load_when_module", folder=str(path.resolve()), edition=options.edition, classes=options.policy_class
         )
@@ -80,8 +82,14 @@ def _unload(options: argparse.Namespace) -> int:
         status = control.call("status")
         names = [update["name"] for update in (*status["pending"], *status["updates"])]
     wait = None if options.wait else options.timeout
-    results = [control.call("unload", name=name, wait=wait, nudge=options.nudge) for name in names]
-    return _show(options, results, lambda value: _tables().changes(value))
+    results: list[Any] = []
+    try:
+        for name in names:
+            results.append(control.call("unload", name=name, wait=wait, nudge=options.nudge))
+    finally:
+        if results or not names:
+            _show(options, results, lambda value: _tables().changes(value))
+    return 0
 
 
 def _activate(options: argparse.Namespace) -> int:
@@ -217,7 +225,8 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     """Give a parser the options that say who gets which edition."""
     parser.add_argument("--edition", type=int, metavar="N", help="which edition (default: each one's newest)")
     parser.add_argument("--class", dest="policy_class", type=arguments.policy_class, action="append", metavar="C",
-                        help="only for processes of this policy class; may be repeated")  # fmt: skip
+                        help="only for processes of this policy class, 0 to 254, or for calls made in 'interrupts'; "
+                             "may be repeated")  # fmt: skip
 
 
 def parser(asked: str = "") -> argparse.ArgumentParser:
@@ -251,7 +260,7 @@ def parser(asked: str = "") -> argparse.ArgumentParser:
 
     one = verb("unload", _unload, "take an update back: deactivate, wait for quiescence, free its code")
     one.add_argument("update", nargs="?")
-    one.add_argument("--all", action="store_true", help="every loaded update")
+    one.add_argument("--all", action="store_true", help="every update that is loaded or waits for a module")
     _waiting(one)
 
     one = verb("activate", _activate, "redirect all functions of an update in one stop")

@@ -10,10 +10,11 @@ from dynamos_ng.uapi import CONFIRM_MAX, INTERRUPTS
 
 def policy_class(text: str) -> int:
     """Parse a policy class for argparse: a number, or that of calls made in interrupts."""
-    value = INTERRUPTS if text == "interrupts" else int(text)
-    if not 0 <= value <= 255:
-        raise argparse.ArgumentTypeError(f"{value} is not a policy class: 0 to 255")
-    return value
+    if text == "interrupts":
+        return INTERRUPTS
+    if not re.fullmatch(r"[0-9]{1,3}", text) or int(text) >= INTERRUPTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a policy class: a number up to 254, or 'interrupts'")
+    return int(text)
 
 
 def time(text: str) -> int:

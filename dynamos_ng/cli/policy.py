@@ -163,6 +163,8 @@ def _set(options: argparse.Namespace) -> int:
         if options.edition is None:
             raise UsageError("policy set --function: --edition is missing")
         control.call("policy_edition", function=options.function, policy_class=chosen, edition=options.edition)
+    elif options.edition is not None:
+        raise UsageError("policy set: --edition belongs to --function")
     elif chosen is None:
         raise UsageError("policy set: --class is missing")
     elif options.pid is not None:
@@ -198,4 +200,4 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--function", help="with --edition: what a class, or without --class all of them, get")
     one.add_argument("--class", dest="policy_class", type=arguments.policy_class, metavar="C",
                      help="policy class, 0 to 254; with --function also interrupts")  # fmt: skip
-    one.add_argument("--edition", type=int, metavar="N")
+    one.add_argument("--edition", type=int, metavar="N", help="with --function: which edition")

@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blacklist", type=Path, metavar="FILE", help="its /sys/kernel/debug/kprobes/blacklist")
     parser.add_argument("--vmlinux", type=Path, metavar="FILE",
                         help="its vmlinux or vmlinuz, if its kallsyms lists no data symbols (i386)")  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="write all figures to FILE; - for the standard output")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
+                        help="print all figures as JSON, or write them to FILE")  # fmt: skip
     parser.add_argument("--why", metavar="FUNCTION", help="tell all that is known of a function, or of MODULE:FUNCTION")
 
 

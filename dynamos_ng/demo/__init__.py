@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(kernel: str, report: Path | None) -> int:
+    if report:
+        lab.check_file(report)
     print("building the lab (once), then booting a stock Debian kernel …", file=sys.stderr, flush=True)
     columns = shutil.get_terminal_size((100, 24)).columns
     env = {"COLUMNS": str(columns)}

@@ -116,7 +116,7 @@ def _mass(options: argparse.Namespace) -> int:
     if options.only:
         names = mass.read_names(options.only)
     elif options.update:
-        names = mass.update_names(options.update)
+        mass.check_update(options.update)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     plan = mass.Plan(seed, options.functions, options.seconds, names, options.update, options.kernel, options.cpu)
     print(mass.summary(mass.run(plan, options.bisect, _show, options.names)))

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynamos_ng.errors import GuestDied, GuestTimeout, LabError
+from dynamos_ng.errors import GuestDied, GuestTimeout, LabError, UsageError
 from dynamos_ng.lab import emulator, initramfs, root
 from dynamos_ng.lab.kbuild import Service
 
@@ -98,6 +98,12 @@ def out_folder() -> Iterator[Path]:
     """Give a temporary folder to share as /out."""
     with tempfile.TemporaryDirectory(prefix="dynamos-out-") as name:
         yield Path(name)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that could not be written after a guest's work; UsageError."""
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path}: no file can be written there")
 
 
 def run(

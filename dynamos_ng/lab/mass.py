@@ -30,10 +30,10 @@ class Misbehaved(DynamosError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to redirect: the functions NAMES, or as many as FUNCTIONS that the guest picks by SEED.
+    """What to redirect: the functions NAMES, or all of the folder `update`, or FUNCTIONS that the guest picks by SEED.
 
-    `seconds` is how long they stay redirected. Functions of the folder `update` get its newest editions, others
-    are cloned. `kernel` and `cpu` are those of machine.run.
+    `seconds` is how long they stay redirected. Functions of an update get its newest editions, others are cloned.
+    `kernel` and `cpu` are those of machine.run.
     """
 
     seed: int
@@ -114,11 +114,20 @@ def read_names(path: Path) -> tuple[str, ...]:
     return names
 
 
-def update_names(folder: Path) -> tuple[str, ...]:
-    """Return the functions of an update's folder."""
+def check_update(folder: Path) -> None:
+    """Refuse an update that no load can be put on, or whose editions are not the policy's to choose; UsageError."""
     from dynamos_ng.build import description
 
-    return tuple(change.name for change in description.read(folder).functions)
+    update = description.read(folder)
+    why = ""
+    if not update.functions:
+        why = "it has no functions"
+    elif update.phased or update.consistent:
+        why = "its functions switch task by task"
+    elif any(change.adapt for change in update.functions):
+        why = "a BPF program chooses its editions"
+    if why:
+        raise UsageError(f"lab mass: {update.name}: {why}: try it by hand, with dynamos lab shell")
 
 
 def run(plan: Plan, bisect: bool, say: Callable[[str], None], names_file: Path | None = None) -> Outcome:
@@ -126,6 +135,8 @@ def run(plan: Plan, bisect: bool, say: Callable[[str], None], names_file: Path |
 
     `names_file` gets the functions' names, for a run with the same ones.
     """
+    if names_file:
+        machine.check_file(names_file)
     say(f"seed {plan.seed}\n")
     outcome = attempt(plan, say)
     if names_file:

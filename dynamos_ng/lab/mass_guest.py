@@ -118,12 +118,12 @@ def choose(kernel: Kernel, hot: Counter[str], count: int, seed: int, report: Rep
     report.hot = [name for name in report.names if name in hot]
 
 
-def redirect(device: Device, functions: Sequence[Function]) -> None:
-    """Activate a group, waiting for tasks that stand in the way."""
+def redirect(device: Device, functions: Sequence[Function], update: int) -> None:
+    """Activate a group, with an UPDATE's id all that belongs to it, waiting for tasks that stand in the way."""
     deadline = time.monotonic() + STOP_SECONDS
     while True:
         try:
-            device.activate(functions)
+            device.activate(functions, update)
             return
         except KernelRefused as error:
             if "try again" not in str(error) or time.monotonic() > deadline:
@@ -174,7 +174,7 @@ def run(plan: dict[str, Any], report: Report) -> None:
     seed, started = int(plan["seed"]), time.monotonic()
     dynamos_ko.ensure_loaded()
     report.names = list(plan["names"])
-    if not report.names:
+    if not report.names and not UPDATE.is_dir():
         hot = busy(seed)
         report.seen = len(hot)
         started = timed(report, "look", started)
@@ -190,14 +190,17 @@ def run(plan: dict[str, Any], report: Report) -> None:
     with Device() as device, bpfmaps.open_maps(device.info().map_ids) as maps:
         device.set_maps(*maps.fds)
         modules.load(path)
-        started = timed(report, "load", started)
         loaded = [function for function in device.functions() if function.update == module]
+        report.names = report.names or [function.name for function in loaded]
         chosen = [function for function in loaded if function.name in set(report.names)]
+        whole = next(update.id for update in device.updates() if update.module == module)
+        update = whole if chosen == loaded else 0  # a part of one is no activation of it
+        started = timed(report, "load", started)
         for function in chosen:
             maps.set_row(function.id, bytes([function.newest]) * uapi.CLASSES)
         with Load(seed) as load:
             time.sleep(1)
-            redirect(device, chosen)
+            redirect(device, chosen, update)
             started = timed(report, "activate", started)
             time.sleep(float(plan["seconds"]))
             report.entered = {
@@ -205,7 +208,7 @@ def run(plan: dict[str, Any], report: Report) -> None:
                 for function in chosen
             }
             started = timed(report, "redirected", started)
-            device.deactivate(chosen)
+            device.deactivate(chosen, update)
             report.wrong = load.finish()
         started = timed(report, "deactivate", started)
         remove(device, maps, module)

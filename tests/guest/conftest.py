@@ -104,17 +104,6 @@ def of_class(pid: int, policy_class: int) -> Iterator[None]:
         control.call("policy_process", pid=pid, policy_class=0)
 
 
-def renamed(folder: Path, to: Path, **names: str) -> Path:
-    """Copy an example's folder for a kernel that calls functions otherwise."""
-    to.mkdir()
-    for file in folder.iterdir():
-        text = file.read_text()
-        for name, other in names.items():
-            text = re.sub(rf"\b{name}(_v\d+)?\b", rf"{other}\1", text)
-        (to / file.name).write_text(text)
-    return to
-
-
 def parameter(update: str, name: str) -> Path:
     """Return the file of a parameter of an update's module."""
     return Path("/sys/module", module_name(update), "parameters", name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXAMPLES
+from conftest import EXAMPLES, pipe
 
 from dynamos_ng import control
 from dynamos_ng.demo import load as work
@@ -20,9 +20,6 @@ from dynamos_ng.demo import load as work
 UPDATE = "type04_pipe_gauge"
 PARAMETERS = Path("/sys/module/dynamos_type04_pipe_gauge/parameters")
 SLEEPERS = 4
-
-#: The kernels whose pipes are as the example's; later ones keep spare pages in another way.
-pytestmark = pytest.mark.kernels("6.1", "6.1-i386")
 
 
 def number(name: str) -> int:
@@ -120,7 +117,7 @@ def test_a_synchronised_update_of_pipes(
         for one in in_second:
             one.wake()
         until(lambda: number("woken_in_new_code") >= woken + SLEEPERS, "they did not wake in the new code")
-        until(lambda: uses_of("pipe_read", 1) == uses_of("pipe_write", 1) == (0, 0), "edition 1 is used")
+        until(lambda: uses_of(f"{pipe()}_read", 1) == uses_of(f"{pipe()}_write", 1) == (0, 0), "edition 1 is used")
 
         size = 1 << 30 if thorough else 10_000_000
         pipes.carry(size)
@@ -134,7 +131,7 @@ def test_a_synchronised_update_of_pipes(
     # The way back: not past sleepers in edition 3, but with everything as it was.
     with ExitStack() as stack:
         in_third = sleepers(stack)
-        with pytest.raises(control.Remote, match=f"(?s)still in use.*TID {in_third[0].pid} .*pipe_read v3"):
+        with pytest.raises(control.Remote, match=f"(?s)still in use.*TID {in_third[0].pid} .*{pipe()}_read v3"):
             control.call("deactivate", name=UPDATE, wait=0.5)
         until(lambda: where()["phase"] == 3, "it went back all the same")
         control.call("phase", name=UPDATE, move="back")

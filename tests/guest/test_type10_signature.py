@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import EXAMPLES, named, of_class, parameter, renamed
+from conftest import EXAMPLES, of_class, parameter
 
 from dynamos_ng import control
 from dynamos_ng.demo import load as work
@@ -23,13 +23,9 @@ def counted() -> tuple[int, int]:
 
 
 def test_old_and_new_callers_at_work_together(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
-    folder = EXAMPLES / "type10-signature"
-    if named("__x64_sys_fsync", "__ia32_sys_fsync") == "__ia32_sys_fsync":  # no others on a processor of 32 bits
-        others = {f"__x64_sys_{call}": f"__ia32_sys_{call}" for call in ("fsync", "fdatasync")}
-        folder = renamed(folder, tmp_path / folder.name, **others)
     file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     ends = os.pipe()
-    loaded(folder)
+    loaded(EXAMPLES / "type10-signature")
 
     def both() -> None:
         os.pwrite(file, b"some", 0)

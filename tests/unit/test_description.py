@@ -32,6 +32,13 @@ def test_a_description_names_module_sources_and_editions(tmp_path: Path) -> None
     assert found.functions[0].symbol(2) == "cmdline_proc_show_v2"
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / description.FILE
+    path.write_bytes(b'summary = "caf\xe9"\n')
+    with pytest.raises(UsageError, match=rf"{path}: .*utf-8"):
+        description.read(tmp_path)
+
+
 def test_an_update_may_have_variables_alone(tmp_path: Path) -> None:
     text = '[[variable]]\nname = "limit"\ntype = "s32"\nvalue = -1\nexpected = 7\n'
     found = description.read(folder(tmp_path, 'name = "alone"\n' + text))

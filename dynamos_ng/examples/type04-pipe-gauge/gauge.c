@@ -23,6 +23,10 @@
 
 #include "dynamos_update.h"
 
+#ifndef IOCB_NOSIGNAL
+#define IOCB_NOSIGNAL 0	/* a kernel that always sends SIGPIPE */
+#endif
+
 #define COUNTED 0x4000	/* pipe_buffer.flags: private holds how many of its bytes */
 
 ssize_t pipe_read_v1(struct kiocb *iocb, struct iov_iter *to);
@@ -78,6 +82,11 @@ static bool full(const struct pipe_inode_info *pipe)
 static bool empty(const struct pipe_inode_info *pipe)
 {
 	return pipe_empty(READ_ONCE(pipe->head), READ_ONCE(pipe->tail));
+}
+
+static bool nonblocking(const struct kiocb *iocb)
+{
+	return iocb->ki_filp->f_flags & O_NONBLOCK || iocb->ki_flags & IOCB_NOWAIT;
 }
 
 static void lock(struct pipe_inode_info *pipe)
@@ -158,7 +167,7 @@ static __always_inline ssize_t reading(struct kiocb *iocb, struct iov_iter *to,
 		}
 		if (got || !pipe->writers)
 			break;
-		if (file->f_flags & O_NONBLOCK) {
+		if (nonblocking(iocb)) {
 			got = -EAGAIN;
 			break;
 		}
@@ -228,22 +237,22 @@ static ssize_t merge(struct pipe_inode_info *pipe, struct iov_iter *from, bool c
 static ssize_t put(struct file *file, struct pipe_inode_info *pipe,
 		   struct iov_iter *from, bool counting)
 {
-	struct page *page = pipe->tmp_page ?: alloc_page(GFP_HIGHUSER | __GFP_ACCOUNT);
+	struct page *page = alloc_page(GFP_HIGHUSER | __GFP_ACCOUNT);
 	struct pipe_buffer *buf = &pipe->bufs[pipe->head & (pipe->ring_size - 1)];
 	size_t bytes = min_t(size_t, iov_iter_count(from), PAGE_SIZE);
 
 	if (!page)
 		return -ENOMEM;
-	pipe->tmp_page = page;
-	if (copy_page_from_iter(page, 0, bytes, from) < bytes)
+	if (copy_page_from_iter(page, 0, bytes, from) < bytes) {
+		__free_page(page);
 		return -EFAULT;
+	}
 	*buf = (struct pipe_buffer){
 		.page = page,
 		.ops = &nosteal_pipe_buf_ops,
 		.len = bytes,
 		.flags = file->f_flags & O_DIRECT ? PIPE_BUF_FLAG_PACKET : PIPE_BUF_FLAG_CAN_MERGE,
 	};
-	pipe->tmp_page = NULL;
 	if (counting)
 		count_in(buf, bytes);
 	spin_lock_irq(&pipe->rd_wait.lock);
@@ -272,7 +281,8 @@ static __always_inline ssize_t writing(struct kiocb *iocb, struct iov_iter *from
 		}
 		put_in += given;
 		if (!pipe->readers) {
-			send_sig(SIGPIPE, current, 0);
+			if (!(iocb->ki_flags & IOCB_NOSIGNAL))
+				send_sig(SIGPIPE, current, 0);
 			put_in = put_in ?: -EPIPE;
 			break;
 		}
@@ -283,7 +293,7 @@ static __always_inline ssize_t writing(struct kiocb *iocb, struct iov_iter *from
 			given = put(file, pipe, from, counting);
 			continue;
 		}
-		if (file->f_flags & O_NONBLOCK) {
+		if (nonblocking(iocb)) {
 			put_in = put_in ?: -EAGAIN;
 			break;
 		}
