@@ -129,8 +129,8 @@ class Manager(View):
             with self._lock:
                 self.rows_kept -= 1
 
-    def _put_back(self, update: Update) -> None:
-        """Undo `_give_back`; what was to be confirmed still is."""
+    def _put_back(self, update: Update, raised: bool) -> None:
+        """Undo `_give_back`; what was to be confirmed still is, and phase 3 follows again if must_update was RAISED."""
         left = 0
         if update.confirmation and update.confirmation.state != "reverted":
             left = max(update.confirmation.left, 1)
@@ -138,6 +138,8 @@ class Manager(View):
         whole = update.id if update.own is FunctionState.REDIRECTED else 0
         with self._lock:
             self._switch(lambda: self._device.activate(active, whole, left), update, active)
+            if raised:
+                self._device.phase(update.module, uapi.PHASE_RAISE)
 
     def load(self, path: str, *, watch: bool = True) -> Update:
         """Load an update's module file; nothing is redirected yet. Loading a loaded one again is a no-op."""
@@ -280,13 +282,14 @@ class Manager(View):
         with self._lock:
             update = self.update(name)
             before = self.measure(update.functions)
+            raised = self._device.phase(update.module).must_update
         active = update.state is FunctionState.REDIRECTED
         redirected = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
         switch = Switch(0, 0)
         with ExitStack() as undo:
             if active:
                 switch = self._give_back("unload", update, redirected, wait, nudge)
-                undo.callback(self._put_back, update)
+                undo.callback(self._put_back, update, raised)
             deadline = None if wait is None else time.monotonic() + wait
             while True:
                 try:

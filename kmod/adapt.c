@@ -49,15 +49,21 @@ static u32 policy_choice(const struct adapt *adapt)
  * taken from the caller's stack, which might end there. @words are the argument
  * registers, the return address, and the arguments on the stack.
  */
-static u32 program_choice(const struct bpf_prog *program, const unsigned long *words)
+static __always_inline u32 program_choice(const struct bpf_prog *program, const unsigned long *words)
 {
-	u32 count = DIV_ROUND_UP(program->aux->max_ctx_offset, sizeof(u64));
-	u64 args[MAX_BPF_FUNC_ARGS] = {};
-	u32 i;
+	struct {
+		struct bpf_trace_run_ctx context;	/* some helpers read it */
+		u64 args[MAX_BPF_FUNC_ARGS];
+	} run = {};
+	struct bpf_run_ctx *outer;
+	u32 edition, i;
 
-	for (i = 0; i < min_t(u32, count, MAX_BPF_FUNC_ARGS); i++)
-		args[i] = words[i < ARGUMENT_REGISTERS ? i : i + 1];
-	return bpf_prog_run(program, args);
+	for (i = 0; i * sizeof(u64) < program->aux->max_ctx_offset && i < MAX_BPF_FUNC_ARGS; i++)
+		run.args[i] = words[i < ARGUMENT_REGISTERS ? i : i + 1];
+	outer = bpf_set_run_ctx(&run.context.run_ctx);
+	edition = bpf_prog_run(program, run.args);
+	bpf_reset_run_ctx(outer);
+	return edition;
 }
 
 /**

@@ -48,7 +48,8 @@ static struct task_state *state_of(const struct group *group,
 	return group->states + (task->pid ?: -1 - (int)task_cpu(task));
 }
 
-static void forked(void *data, struct task_struct *parent, struct task_struct *child)
+/* Any new task: the workers of io_uring and vhost pass other tracepoints by. */
+static void forked(void *data, struct task_struct *child)
 {
 	struct group *group;
 
@@ -60,7 +61,7 @@ static void forked(void *data, struct task_struct *parent, struct task_struct *c
 
 static void find_fork(struct tracepoint *tracepoint, void *data)
 {
-	if (!strcmp(tracepoint->name, "sched_process_fork"))
+	if (!strcmp(tracepoint->name, "task_newtask"))
 		fork_tracepoint = tracepoint;
 }
 

@@ -319,6 +319,8 @@ static int phase_back(struct update *update, u64 *stop_ns)
 
 	WRITE_ONCE(*must_update(redirect_next(update, 0)), 0);
 	err = phase_move(update, 2, stop_ns);
+	/* Who chose edition 3 before may have been preempted before its call was counted. */
+	synchronize_rcu_tasks();
 	phase_follow();
 	return err;
 }

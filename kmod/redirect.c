@@ -79,6 +79,7 @@ static void function_reset(u32 id, const struct dynamos_function *function)
 	unsigned long i;
 
 	memset(editions_row(id), 0, DYNAMOS_CLASSES);
+	*must_update(id) = 0;
 	for (i = 0; i < function->nr_editions; i++)
 		use_reset(id, function->editions[i].number);
 }
@@ -306,6 +307,18 @@ static void patches_free(struct patching *patching)
 	kvfree(patching->patches);
 }
 
+/* Of two redirections of one function, one leads to the other: they change apart. */
+static bool stands_before(const u32 *ids, u32 at)
+{
+	u32 i;
+
+	for (i = 0; i < at; i++)
+		if (redirects[ids[i]]->function->address ==
+		    redirects[ids[at]]->function->address)
+			return true;
+	return false;
+}
+
 /*
  * Prepare the patches for some functions, mapped and sorted. On failure there are
  * none, and the culprit names the function.
@@ -314,51 +327,35 @@ static int patches_prepare(struct patching *patching, const u32 *ids, u32 count,
 			   bool activate, const struct update *update,
 			   struct dynamos_culprit *culprit)
 {
-	struct text_patch *patches;
 	u32 i;
 	int err = 0;
 
 	/* Each of a function's own two places, and one of each that is above another. */
 	patching->most = 2 * count + DYNAMOS_FUNCTIONS_MAX;
-	patching->patches = fault() ? NULL : kvcalloc(patching->most, sizeof(*patches), GFP_KERNEL);
+	patching->patches = fault() ? NULL : kvcalloc(patching->most, sizeof(*patching->patches), GFP_KERNEL);
 	if (!patching->patches)
 		return -ENOMEM;
-	patches = patching->patches;
-	for (i = 0; i < count; i++) {
+	for (i = 0; i < count && !err; i++) {
 		const struct redirect *redirect;
 
 		culprit->function = ids[i];
 		redirect = ids[i] < DYNAMOS_FUNCTIONS_MAX ? redirects[ids[i]] : NULL;
-		if (!redirect) {
+		if (!redirect)
 			err = -ENOENT;
-			break;
-		}
-		if ((redirect->state == DYNAMOS_REDIRECTED) == activate) {
+		else if ((redirect->state == DYNAMOS_REDIRECTED) == activate)
 			err = -EALREADY;
-			break;
-		}
-		if (!update_allows(redirect->owner, update, activate)) {
+		else if (!update_allows(redirect->owner, update, activate))
 			err = -EUNATCH;
-			break;
-		}
-		err = activate ? lead_to(patching, ids[i]) : lead_past(patching, ids[i]);
-		if (err)
-			break;
-	}
-	if (!err) {
-		sort(patches, patching->count, sizeof(*patches), patch_compare, NULL);
-		for (i = 1; i < patching->count; i++) {
-			if (patches[i].address - patches[i - 1].address >= TRAMPOLINE_SIZE)
-				continue;
-			culprit->function = patches[i].function;
-			err = -EINVAL;	/* the same function twice in one group */
-			break;
-		}
+		else if (stands_before(ids, i))
+			err = -EINVAL;
+		else
+			err = activate ? lead_to(patching, ids[i]) : lead_past(patching, ids[i]);
 	}
 	if (err) {
 		patches_free(patching);
 		return err;
 	}
+	sort(patching->patches, patching->count, sizeof(*patching->patches), patch_compare, NULL);
 	culprit_clear(culprit);
 	return 0;
 }

@@ -76,6 +76,9 @@ int redirect_retire(struct dynamos_retire *retire)
 	err = counters_clear(update, &retire->culprit);
 	if (!err)
 		err = stack_module_clear(owner, retire);
+	/* An exiting task that reaps itself is on no list; in the end it is past do_exit(). */
+	if (!err)
+		synchronize_rcu_tasks();
 	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX && !err; id++) {
 		struct redirect *redirect = redirects[id];
 

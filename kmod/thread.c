@@ -107,25 +107,30 @@ static struct thread *thread_get(const struct dynamos_thread *told, void *data)
 	return thread;
 }
 
-/* Others may have stopped the thread and started another since the last time. */
-static bool thread_meet(struct thread *thread)
+/*
+ * Others may have stopped the thread and started another since the last time: that
+ * one runs what the main function has led to, and has a successor of its own.
+ */
+static bool thread_meet(struct thread *thread, bool edition)
 {
 	struct task_struct *now = thread->told->find(thread->data);
 
-	if (now != thread->now)
-		thread->edition = false;
+	if (now != thread->now) {
+		thread_drop_next(thread);
+		thread->edition = edition;
+	}
 	if (thread->now)
 		put_task_struct(thread->now);
 	thread->now = now;
 	return now;
 }
 
-static int thread_prepare(struct thread *thread)
+static int thread_prepare(struct thread *thread, bool edition)
 {
 	struct task_struct *next;
 
 	thread_ask(thread, false);
-	if (!thread_meet(thread) || thread->next)
+	if (!thread_meet(thread, edition) || thread->next)
 		return 0;	/* nobody to replace; or what was prepared will do */
 	if (!thread->left)
 		thread->left = kmalloc(sizeof(*thread->left), GFP_KERNEL);
@@ -136,6 +141,8 @@ static int thread_prepare(struct thread *thread)
 		return PTR_ERR(next);
 	get_task_struct(next);
 	thread_inherit(next, thread->now);
+	/* It may wait for long. Others would say that it hangs, and nobody else wakes it. */
+	WRITE_ONCE(next->__state, TASK_IDLE);
 	thread->next = next;
 	return 0;
 }
@@ -187,7 +194,7 @@ int threads_prepare(const struct dynamos_thread *told, bool edition)
 	for (data = told->each(NULL); data && !err; data = told->each(data)) {
 		mutex_lock(&thread_lock);
 		thread = thread_get(told, data);
-		err = thread ? thread_prepare(thread) : -ENOMEM;
+		err = thread ? thread_prepare(thread, edition) : -ENOMEM;
 		mutex_unlock(&thread_lock);
 	}
 	if (err)

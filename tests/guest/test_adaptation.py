@@ -140,6 +140,16 @@ def test_the_arguments_choose(loaded: Callable[[Path], Any], tmp_path: Path, cli
     assert copy(2) == "EINVAL"
 
 
+@pytest.mark.kernels("6.12", "7.2")  # earlier ones let no program of this type ask
+def test_a_program_may_ask_for_the_cookie_that_it_has_not(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
+    """The helper reads what the kernel's own tracepoints leave for it."""
+    program = "int chooser(struct bpf_raw_tracepoint_args *ctx) { return bpf_get_attach_cookie(ctx) ? 3 : 2; }"
+    loaded(update(tmp_path / "asks", program))
+    control.call("activate", name="asks")
+    assert copy(0) == "EDOM"
+    assert counts("asks") == (0, 0)
+
+
 def test_it_outlives_the_daemon(daemon: Daemon, loaded: Callable[[Path], Any], tmp_path: Path) -> None:
     loaded(update(tmp_path / "chosen", CHOOSER))
     control.call("activate", name="chosen")

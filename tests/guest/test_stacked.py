@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
@@ -14,6 +15,8 @@ from conftest import STACKED, write_update
 
 from dynamos_ng import control
 from dynamos_ng.build.update import build
+from dynamos_ng.device import Device
+from dynamos_ng.errors import KernelRefused
 
 FUNCTION = "version_proc_show"
 VERSION = Path("/proc/version")
@@ -61,6 +64,15 @@ def test_updates_are_stacked_and_leave_in_any_order(loaded: Callable[[Path], Any
         stop.set()
         reader.join()
     assert all(list(names) == [name for name in NAMES if name in names] for names in seen)
+
+    # Of two, one leads to the other: a stop takes one of them.
+    with Device() as device:
+        stacked = [function for function in device.functions() if function.name == FUNCTION]
+        for group in (stacked[:2], stacked[1::-1], [stacked[0], stacked[0]]):
+            with pytest.raises(KernelRefused) as refused:
+                device.deactivate(group)
+            assert refused.value.errno == errno.EINVAL
+    assert shown() == list(NAMES)
 
     # A class that the upper one leaves alone has what is below.
     control.call("policy_process", pid=os.getpid(), policy_class=4)

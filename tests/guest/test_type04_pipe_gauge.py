@@ -90,6 +90,13 @@ def test_a_synchronised_update_of_pipes(
     loaded(EXAMPLES / "type04-pipe-gauge")
     refused = cli("phase", UPDATE, "--raise")
     assert (refused.returncode, "activate it first" in refused.stderr) == (2, True)
+    with ExitStack() as stack:
+        stack.enter_context(work.sleeping_reader())
+        control.call("activate", name=UPDATE)
+        control.call("phase", name=UPDATE, move="raise")
+        control.call("deactivate", name=UPDATE)
+    control.call("unload", name=UPDATE, wait=60.0)
+    loaded(EXAMPLES / "type04-pipe-gauge")
     with work.Pipes(3) as pipes, ExitStack() as stack:
         in_originals = sleepers(stack)
         with pytest.raises(control.Remote, match="its phase chooses the editions"):
@@ -97,7 +104,7 @@ def test_a_synchronised_update_of_pipes(
 
         # Phase 1: sleepers in the originals keep it there, whatever is wanted.
         control.call("activate", name=UPDATE)
-        assert where()["phase"] == 1
+        assert (where()["phase"], where()["must_update"]) == (1, False), "what was wanted of it before is forgotten"
         control.call("phase", name=UPDATE, move="raise")
         pipes.flow(1.0)
         assert (where()["phase"], where()["must_update"]) == (1, True)

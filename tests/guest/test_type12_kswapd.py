@@ -121,6 +121,7 @@ def test_kswapd_is_replaced_and_comes_back(loaded: Callable[[Path], Any]) -> Non
         assert thread() == first, "the stop was refused, and the successor is gone"
         control.call("activate", name=NAME, classes=[9])
         assert len(threads()) == 2, "a kernel thread is of class 0: it stays in charge, its successor waits"
+        assert stat(max(threads()))[0] == "I", "who waits for long is not taken for a task that hangs"
         control.call("deactivate", name=NAME)
         assert thread() == first
 
