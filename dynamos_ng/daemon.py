@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import queue
+import resource
 import signal
 import socket
 import socketserver
@@ -45,6 +46,8 @@ log = logging.getLogger("dynamosd")
 REQUEST_MAX = 1 << 20
 #: How many connections each role may hold at once: no viewer can keep an admin out.
 CONNECTIONS = 32
+#: So many descriptors are enough: a function that is watched takes four, and there are 1024 at most.
+FILES = 1 << 14
 
 
 def snapshot(manager: Manager, pending: Pending, boot: Boot) -> Snapshot:
@@ -228,6 +231,8 @@ def serve(options: argparse.Namespace) -> None:
         metrics.address(options.metrics)
         metrics.library()
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, FILES), most))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: signals.put(number))
     with (

@@ -169,10 +169,11 @@ class Enforcement(Closing):
 
     def _back(self, generation: int, applied: float, classes: Classes | None) -> None:
         """Undo the switch to another policy."""
+        abandoned = self._maps.generation
         self._applied, self._manager.in_force = applied, classes
         self._maps.put_into_force(generation)
         try:
-            self._sweep(classes, SWEEP_SECONDS)
+            self._sweep(classes, SWEEP_SECONDS, abandoned)
         except DynamosError as error:
             log.error("%s", error)
 
@@ -191,7 +192,7 @@ class Enforcement(Closing):
                     undo.callback(self._back, generation, self._applied, old)
                 self._manager.in_force = None
                 self._maps.put_into_force(0)
-                moved, passes = self._sweep(None, SWEEP_SECONDS)
+                moved, passes = self._sweep(None, SWEEP_SECONDS, generation)
                 undo.pop_all()
             self._file(generation).unlink(missing_ok=True)
         return Applied(old.ruleset.file if old else "", 0, moved, passes)
@@ -225,7 +226,8 @@ class Enforcement(Closing):
                 if self._of_policy(function):
                     same[uapi.INTERRUPTS] = row[0]
                 wanted = bytes(same)
-            rows[function.id] = wanted
+            if wanted != row:  # dynamos.ko alone writes a phase's, which is the same for all classes
+                rows[function.id] = wanted
         return rows
 
     def _of_policy(self, function: Function) -> bool:
@@ -237,13 +239,16 @@ class Enforcement(Closing):
         """Raise UsageError if the policy wants what the loaded updates do not have."""
         self._rows(classes)
 
-    def _sweep(self, classes: Classes | None, seconds: float | None = None) -> tuple[int, int]:
-        """Move every process into this policy (None: into class 0); return how many were moved, in how many passes.
+    def _sweep(
+        self, classes: Classes | None, seconds: float | None = None, abandoned: int = 0
+    ) -> tuple[int, int]:
+        """Move every process into this policy; without one, out of that of the generation ABANDONED, into class 0.
 
+        Returns how many were moved, in how many passes. Classes that exec rules set by hand have given are left alone.
         It is done when nobody was left to be moved twice: programs that had begun before the first time may have
         given old classes until the second.
         """
-        allowed = {0} if classes is None else set(bank(classes.generation))
+        allowed = set(bank(classes.generation)) if classes else set(range(uapi.CLASSES)) - set(bank(abandoned))
         deadline = None if seconds is None else time.monotonic() + seconds
         moved = passes = clean = 0
         while clean < 2:
@@ -293,35 +298,40 @@ class Enforcement(Closing):
         decision is looked at for the last time: if that is still the same, ours is the last word.
         """
         maps = self._manager.maps
+        waits = False
         while True:
             record = self._maps.record(pid)
+            waits |= self._maps.is_undecided(pid)
             if classes is None:
                 maps.set_class(pid, 0)
             else:
-                number = self._number(pid, record, classes)
+                number = self._number(pid, record, classes, waits)
                 if number is None:
                     self._maps.forget(pid)
                     maps.set_class(pid, 0)
                 else:
                     maps.set_class(pid, classes.of(number))
             if self._maps.record(pid) == record:
-                self._maps.decided(pid)
-                if self._maps.record(pid) == record:
+                taken = self._maps.decided(pid)
+                if self._maps.record(pid) == record and (waits or not taken):
                     return
+                waits |= taken  # an exec meanwhile left it to us, and we have just taken it for done
 
-    def _number(self, pid: int, record: Record, classes: Classes) -> int | None:
-        """Return the number of the rule that a process is under, and note it if it had to be found out; None: gone."""
+    def _number(self, pid: int, record: Record, classes: Classes, waits: bool) -> int | None:
+        """Return the number of the rule that a process is under, and note it if it had to be found out; None: gone.
+
+        `waits` is whether the kernel has left it to the daemon.
+        """
         judged = self._maps.judgement(pid, record.when)
         if judged is not None and judged.generation == classes.generation:
             return judged.number
-        undecided = self._maps.is_undecided(pid)
-        if record.generation == classes.generation and not undecided:
+        if record.generation == classes.generation and not waits:
             return record.number
         process = host.process(pid)
         if process is None:
             return None
         number = decide(classes, process, boot_ns()).number
-        if undecided:
+        if waits:
             self._learn_cgroup(classes, process.cgroup)
         if record.generation == classes.generation and record.how is How.FORK:
             origin = self._maps.judgement(record.origin, record.origin_when)

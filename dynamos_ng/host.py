@@ -21,6 +21,8 @@ ARGV_MAX = 1 << 15
 
 def check_process(pid: int) -> None:
     """Raise UsageError unless PID is a live process (and not merely a thread of one)."""
+    if type(pid) is not int or pid < 1:  # whoever asks the daemon may send anything, and a path is read as root
+        raise UsageError(f"PID {pid!r}: not the number of a process")
     try:
         leader = _thread_group(pid)
     except (OSError, ValueError):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -129,14 +129,17 @@ class Manager(View):
             with self._lock:
                 self.rows_kept -= 1
 
-    def _put_back(self, update: Update, raised: bool) -> None:
-        """Undo `_give_back`; what was to be confirmed still is, and phase 3 follows again if must_update was RAISED."""
+    def _put_back(self, update: Update, rows: Mapping[int, bytes], raised: bool) -> None:
+        """Undo `_give_back`: ROWS are as they were, what was to be confirmed still is, and phase 3 follows again if
+        must_update was RAISED."""
         left = 0
         if update.confirmation and update.confirmation.state != "reverted":
             left = max(update.confirmation.left, 1)
         active = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
         whole = update.id if update.own is FunctionState.REDIRECTED else 0
         with self._lock:
+            for number, row in rows.items():
+                self._maps.set_row(number, row)
             self._switch(lambda: self._device.activate(active, whole, left), update, active)
             if raised:
                 self._device.phase(update.module, uapi.PHASE_RAISE)
@@ -193,6 +196,9 @@ class Manager(View):
                 raise UsageError(
                     f"activate {name}: its phase chooses the editions for all processes: leave out edition and class"
                 )
+            for function in update.functions:
+                if function.state is FunctionState.REDIRECTED:  # its row is in use, and not touched for a refusal
+                    raise KernelRefused(f"activate {function.name}: it is already redirected", errno.EALREADY)
             rows: dict[int, bytes] = {}
             for function in update.functions:
                 if edition is None and classes is None and self.in_force is not None:
@@ -282,14 +288,16 @@ class Manager(View):
         with self._lock:
             update = self.update(name)
             before = self.measure(update.functions)
+            rows = {function.id: self._maps.row(function.id) for function in update.functions}
             raised = self._device.phase(update.module).must_update
         active = update.state is FunctionState.REDIRECTED
         redirected = [f for f in update.functions if f.state is FunctionState.REDIRECTED]
         switch = Switch(0, 0)
-        with ExitStack() as undo:
+        # Who waits without end puts nothing back.
+        with self._keep_rows() if wait is not None else nullcontext(), ExitStack() as undo:
             if active:
                 switch = self._give_back("unload", update, redirected, wait, nudge)
-                undo.callback(self._put_back, update, raised)
+                undo.callback(self._put_back, update, rows, raised)
             deadline = None if wait is None else time.monotonic() + wait
             while True:
                 try:

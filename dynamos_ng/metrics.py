@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import socket
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dynamosd")
 
 LOOPBACK = "127.0.0.1"
-#: How long one who asks may be silent: requests are answered one after the other, so there is never more than one.
+#: How long a request may take to come: they are answered one after the other, so there is never more than one.
 PATIENCE = 10.0
 CONFIRMATIONS = ("waiting", "reverting", "reverted")
 
@@ -160,6 +161,20 @@ def library() -> Any:
 
 class _Quiet(WSGIRequestHandler):
     timeout = PATIENCE
+
+    def handle(self) -> None:
+        """Answer one request, and let nobody keep the others waiting by sending it byte by byte."""
+        late = threading.Timer(PATIENCE, self._cut)
+        late.daemon = True
+        late.start()
+        try:
+            super().handle()
+        finally:
+            late.cancel()
+
+    def _cut(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RD)
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -142,12 +142,17 @@ def _take_effect(manager: Manager, update: PendingUpdate) -> Change:
 def take_effect(manager: Manager, folder: Path, edition: int | None, classes: Sequence[int] | None) -> Change:
     """Build, load and activate the update in FOLDER; nothing of it is left if one of these fails."""
     with tempfile.TemporaryDirectory(prefix="dynamos-pending-") as place:
-        loaded = manager.load(str(build(folder, Path(place))))
-    try:
-        return manager.activate(loaded.name, edition=edition, classes=classes)
-    except DynamosError:
-        manager.unload(loaded.name)
-        raise
+        file = build(folder, Path(place))
+        with manager.lock:
+            if any(update.module == file.stem for update in manager.updates()):
+                name = description.update_name(file.stem)
+                raise UsageError(f"{name}: it has been loaded meanwhile, and stays as it is")
+            loaded = manager.load(str(file))
+            try:
+                return manager.activate(loaded.name, edition=edition, classes=classes)
+            except DynamosError:
+                manager.unload(loaded.name)
+                raise
 
 
 def _all_loaded(update: PendingUpdate) -> bool:

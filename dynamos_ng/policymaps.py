@@ -189,7 +189,10 @@ class PolicyMaps(Closing):
             return False
         return True
 
-    def decided(self, pid: int) -> None:
-        """Let a process wait no longer."""
-        with suppress(FileNotFoundError):
+    def decided(self, pid: int) -> bool:
+        """Let a process wait no longer; return whether it did."""
+        try:
             bpf.delete(self._maps.fd("undecided"), _PID.pack(pid))
+        except FileNotFoundError:
+            return False
+        return True

@@ -206,8 +206,10 @@ class View:
         """Ask all three sources about a function; with `seconds`, sample stacks for so long.
 
         Without `watch` no probe is attached that is not there. A function that no update has is measured in its
-        original image alone; one of a module is MODULE:FUNCTION.
+        original image alone, and watched no longer than that; one of a module is MODULE:FUNCTION.
         """
+        if not 0 <= seconds <= LATENCY_MAX:
+            raise UsageError(f"{function}: {seconds:g} s; stacks are sampled for up to {LATENCY_MAX:g} s")
         try:
             found = self.function(function)
         except UsageError:
@@ -217,8 +219,14 @@ class View:
                 -1, name, "", FunctionState.LOADED, symbol.address, symbol.size, 0, 0, 0, b"", b"", (),
                 module=module,
             )
-        if watch:
-            self.watch([found])
+        with ExitStack() as undo:
+            if watch:
+                self.watch([found])
+                if not found.update:
+                    undo.callback(self._probes.unwatch, [found.name])
+            return self._sampled(found, seconds)
+
+    def _sampled(self, found: Function, seconds: float) -> Quiescence:
         samples: int | None = None
         sampled: tuple[SampledStack, ...] = ()
         if seconds > 0:

@@ -322,7 +322,9 @@ static noinline_for_stack long answer(unsigned int command, void __user *user)
 /*
  * Who asks for a stop is read like any other task. What earlier system calls of
  * his left where the frames of this one will lie, and have holes, must not be
- * taken for addresses: a pointer into an update would hold it for ever.
+ * taken for addresses: a pointer into an update would hold it for ever. What
+ * lies above, where the kernel moves each call's frames by a random offset, is
+ * left to the unwinder.
  */
 static noinline_for_stack void clean_stack(void)
 {

@@ -3,8 +3,8 @@
  * The conservative stack walk: with every CPU parked, each word from a task's
  * stack pointer to its stack's end is taken for a return address. It needs no
  * frame pointers and no unwinder, and it never misses a caller; at worst it
- * takes a stale word for one. A sleeping task may be acquitted of such a word
- * by an unwinder that can be relied on.
+ * takes a stale word for one. A task may be acquitted of such a word by an
+ * unwinder that can be relied on.
  *
  * The task that asked for the stop is read like any other, so what is being
  * looked for must not stand on its stack: bounds are made inside the stop.
@@ -108,16 +108,16 @@ static bool is_meant(const struct stack_scan *scan, unsigned long address)
 /*
  * Whether a task's stack unwinds to its very end without doubt, and no frame
  * lies in what is meant: then such words are what finished calls left behind.
- * The unwinder asks kretprobes and the graph tracer by itself. It must not be
- * used on a task that could be running.
+ * The unwinder asks kretprobes and the graph tracer by itself. A task that was
+ * preempted, as who asked for the stop often is, may hold an address in its
+ * registers where the unwinder takes the stack to end, so it is believed only
+ * if it came from user space.
  */
-static bool sleeps_elsewhere(struct stack_scan *scan, struct task_struct *task)
+static bool stands_elsewhere(struct stack_scan *scan, struct task_struct *task)
 {
 	struct unwind_state state;
 	unsigned long address;
 
-	if (task_is_running(task))
-		return false;
 	for (unwind_start(&state, task, NULL, NULL); !unwind_done(&state);
 	     unwind_next_frame(&state)) {
 		struct pt_regs *regs = unwind_get_entry_regs(&state, NULL);
@@ -128,7 +128,7 @@ static bool sleeps_elsewhere(struct stack_scan *scan, struct task_struct *task)
 		if (!address || is_meant(scan, address))
 			return false;
 	}
-	return !unwind_error(&state);
+	return !task_is_running(task) && !unwind_error(&state);
 }
 
 /*
@@ -152,7 +152,7 @@ static bool is_return_address(const struct stack_scan *scan, unsigned long word)
 	return false;
 }
 
-static bool sleeps_elsewhere(struct stack_scan *scan, struct task_struct *task)
+static bool stands_elsewhere(struct stack_scan *scan, struct task_struct *task)
 {
 	return false;
 }
@@ -168,7 +168,7 @@ static noinline bool scan_found(struct stack_scan *scan, struct task_struct *tas
 		return false;
 	if (scan->judged != task) {
 		scan->judged = task;
-		scan->acquitted = sleeps_elsewhere(scan, task);
+		scan->acquitted = stands_elsewhere(scan, task);
 	}
 	return !(scan->acquitted && is_return_address(scan, word)) &&
 	       scan->seen(scan, task, word);
