@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import platform
 import shutil
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from dynamos_ng.build import kbuild
 from dynamos_ng.cache import FOLDER
 from dynamos_ng.errors import MissingTool
+
+COMPLETE = "complete"
 
 
 def source(name: str) -> Path:
@@ -25,20 +28,23 @@ def source(name: str) -> Path:
 def folder(name: str, made: Sequence[str]) -> Path:
     """Return the folder with what kbuild makes of the sources in NAME; it is built if one of the files MADE is missing.
 
-    The folder's name holds a digest of the sources, so a changed source is built anew.
+    The folder's name holds a digest of the sources and of the kernel's own build, so what has changed is built anew.
     """
     base = source(name)
     files = sorted(path for path in base.rglob("*") if path.suffix in {".c", ".h"} or path.name == "Kbuild")
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    parts = [platform.version().encode(), *(path.read_bytes() for path in files)]
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
     target = FOLDER / f"{name}-{platform.release()}-{digest}"
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not all((target / file).exists() for file in made):
+        if not all((target / file).exists() for file in (*made, COMPLETE)):
             shutil.rmtree(target, ignore_errors=True)
             for path in files:
                 copy = target / path.relative_to(base)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
             kbuild.make(target, "modules")
+            os.sync()  # a file that lost its power half written would be there too
+            (target / COMPLETE).touch()
     return target

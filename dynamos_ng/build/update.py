@@ -36,6 +36,8 @@ MODULE_KBUILD = """\
 obj-m := {module}.o
 {module}-y := wrapper.o update.o
 ccflags-y := -I$(src) -DDYNAMOS_ANCHOR={anchor:#x} -DDYNAMOS_FLAGS={flags}
+# The assembler takes for zero what is not there.
+AFLAGS_update.o := -Wa,--fatal-warnings
 # Its unwind entries are the kernel's own and objtool's for the editions in C; objtool knows no absolute targets.
 OBJECT_FILES_NON_STANDARD_update.o := y
 # With indirect branch tracking, kbuild runs objtool on the whole module and not on its parts.
@@ -69,6 +71,9 @@ def build(folder: Path, output: Path) -> Path:
         originals = [
             examine(images.get(change.module, kernel), _function(kernel, change)) for change in wanted.functions
         ]
+        for original, change in zip(originals, wanted.functions, strict=True):
+            if change.editions:
+                original.check_editions()
         written = [variables.place(kernel, wanted, change) for change in wanted.variables]
         objects = [compiled.result() for compiled in compiling]
         redirects = [
@@ -157,6 +162,16 @@ def _resolver(kernel: Kernel, wanted: Description) -> Callable[[str], int | None
     """
     made_here = {f"{change.name}_v{number}" for change in wanted.functions for number in (1, *change.editions)}
 
+    def within(address: int, start: str, end: str) -> bool:
+        low, high = kernel.symbols.address(start), kernel.symbols.address(end)
+        return low is not None and high is not None and low <= address < high
+
+    def kept(name: str, address: int) -> int:
+        # What addresses of a CPU's own variables count from may lie there too.
+        if within(address, "__init_begin", "__init_end") and not within(address, "__per_cpu_start", "__per_cpu_end"):
+            raise BuildError(f"{wanted.name}: the sources use {name}, which was freed when the kernel had booted")
+        return address
+
     def resolve(name: str) -> int | None:
         places = [kernel.symbols.find(name, module) for module in (*wanted.modules, "")]
         found = next(filter(None, places), [])
@@ -167,7 +182,7 @@ def _resolver(kernel: Kernel, wanted: Description) -> Callable[[str], int | None
                 raise UsageError(
                     f"{wanted.folder / description.FILE}: symbols.{name}: the kernel has {len(found)} of this name"
                 )
-            return found[position - 1].address
+            return kept(name, found[position - 1].address)
         if not found:
             # A kernel may list its functions alone; what it exports is found by the module loader.
             if kernel.symbols.in_modules(name) or name in kbuild.exported():
@@ -184,7 +199,7 @@ def _resolver(kernel: Kernel, wanted: Description) -> Callable[[str], int | None
                 f"{wanted.name}: the kernel has {len(found)} symbols {name}: say which one in "
                 f"{description.FILE}, [symbols] {name} = POSITION: {where}"
             )
-        return public[0].address
+        return kept(name, public[0].address)
 
     return resolve
 

@@ -57,6 +57,16 @@ class Original:
         """Return the unwind entry at the first instruction, None without ORC."""
         return self.unwind.get(self.body.address)
 
+    def check_editions(self) -> None:
+        """Refuse to have editions in C: they change more registers than the original, which callers may know.
+
+        gcc tells them of functions without ftrace site that call or end in no others.
+        """
+        indirect = any(i.kind in (Kind.CALL_INDIRECT, Kind.JUMP_INDIRECT) for i in self.body.instructions)
+        if self.entry.ftrace is None and not (indirect or self.calls or self.ways.keys() - self.return_thunks):
+            reason = "no edition in C: it has no ftrace site and calls nothing, so its callers may rely on registers"
+            raise Refusal(self.name, reason, address=self.body.address, remedy="redirect its callers instead")
+
 
 def examine(kernel: Kernel, symbol: Symbol) -> Original:
     """Read and check a function; Refusal for whatever cannot be moved with certainty."""
@@ -77,6 +87,8 @@ def examine(kernel: Kernel, symbol: Symbol) -> Original:
     tables = indirection.find(kernel, body, thunks)
     safety.check_leads(kernel, body, place, tables)
     unwind = _unwind(kernel, body)
+    if body.address in unwind and not unwind[body.address][4] & 15:
+        raise Refusal(symbol.name, "it is no function: there is no stack at its entry", address=symbol.address)
     leads: dict[int, tuple[int, ...]] = {jump: tables.targets(jump) for jump in tables.jumps}
     leads.update((key.address, (key.target,)) for key in keys)
     leads.update((fixup.address, (fixup.fixup,)) for fixup in fixups)
@@ -153,7 +165,8 @@ _FIXED = frozenset((Kind.PLAIN, Kind.NOP, Kind.CALL_INDIRECT, Kind.UNDEFINED, Ki
 
 def write(original: Original, edition: Edition) -> list[str]:
     """Return the clone's code; its tables go to the edition's."""
-    edition.takes([one for one in original.body.instructions if one.address != original.entry.ftrace])
+    if all(call.tail for call in original.calls):  # a static call that is off may be switched on in the clone
+        edition.takes([one for one in original.body.instructions if one.address != original.entry.ftrace])
     return _Clone(original, edition).lines()
 
 
@@ -235,11 +248,8 @@ class _Clone:
                         self.edition.tables.unwind(label(address), state)
                 if address in (self.original.entry.ftrace, endbr):
                     continue
-                if self._stays(instruction):
-                    if address in self.original.locks:
-                        lines.append(writer.data(b"\xf0" + instruction.code[1:]))
-                    else:
-                        lines.append(writer.plain(instruction))
+                if self._stays(instruction) and address not in self.original.locks:
+                    lines.append(writer.plain(instruction))
                 else:
                     lines += self._placed(instruction, state)
             if part.instructions[-1].kind is Kind.CALL:
@@ -252,6 +262,8 @@ class _Clone:
     def _placed(self, instruction: Instruction, state: bytes | None) -> list[str]:
         """Return an instruction whose meaning depends on its place."""
         original, edition = self.original, self.edition
+        if instruction.address in original.locks:
+            instruction = instruction._replace(code=b"\xf0" + instruction.code[1:])
         if key := self.keys.get(instruction.address):
             return self._static_key(instruction, key)
         if instruction.address in self.calls:

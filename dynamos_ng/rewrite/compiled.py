@@ -339,7 +339,8 @@ class Compiled:
             _name, width, near = self.unit.arch.relocations[relocation.type]
             field = self._field(instruction, relocation)
             ahead = instruction.size - field if near else 0
-            lines.append(writer.data(instruction.code[at:field]))
+            if at < field:  # an address may be stored at an address, with nothing between
+                lines.append(writer.data(instruction.code[at:field]))
             operand = expression(relocation.symbol, relocation.addend, False, ahead)
             lines += self.unit.arch.reference(relocation.type, operand)
             at = field + width

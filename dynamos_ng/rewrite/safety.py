@@ -15,6 +15,8 @@ from dynamos_ng.rewrite.reader import Body, breakpoint_reached
 _FTRACE = frozenset(("__fentry__", "ftrace_caller", "ftrace_graph_caller", "ftrace_regs_caller", "ftrace_stub"))
 #: Later kernels have the site jump there where fexit programs are attached; it goes on behind the site.
 _BPF_TRAMPOLINE = "bpf_trampoline_"
+#: Whose code ftrace takes for its own trampolines.
+_COPIED = frozenset(("ftrace_caller", "ftrace_regs_caller"))
 _CALLERS = "redirect one of its callers instead"
 
 
@@ -33,6 +35,8 @@ def check_place(kernel: Kernel, symbol: Symbol) -> None:
         raise Refusal(symbol.name, f"it belongs to module {symbol.module}", address=symbol.address, kind="of a module")
     if words := kernel.forbidden(symbol.address, symbol.end):
         raise Refusal(symbol.name, words, address=symbol.address, remedy=_CALLERS)
+    if _COPIED.intersection(kernel.names(symbol.address)):
+        raise Refusal(symbol.name, "ftrace copies it and writes to it", address=symbol.address, remedy=_CALLERS)
     for place in kernel.probes(symbol.address, symbol.end):
         remedy = "remove it: /sys/kernel/debug/kprobes/list shows it"
         raise Refusal(symbol.name, "a kprobe stands in it", address=place, remedy=remedy, kind="a kprobe")
@@ -113,6 +117,7 @@ def _check_site(kernel: Kernel, symbol: Symbol, body: Body, site: int) -> None:
     entered = [key.target for key in kernel.static_keys(*whole)]
     caught = [fixup.fixup for fixup in kernel.fixups(*whole)]
     for what, reach, places in (
+        ("a lock that is off while one processor runs lies in", 0, kernel.bare_locks(site, end)),
         ("a static key's site lies in", 4, sites),
         ("a static call's site lies in", 4, calls),
         ("a static key leads into", 0, entered),

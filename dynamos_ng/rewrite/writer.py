@@ -25,7 +25,7 @@ _THUNK_REGISTER = re.compile(r"__x86_indirect\w*_thunk_([re]\w+)$")
 
 
 def data(code: bytes) -> str:
-    """Return a `.byte` directive."""
+    """Return a `.byte` directive for at least one byte."""
     return "\t.byte 0x" + code.hex(",").replace(",", ",0x")
 
 

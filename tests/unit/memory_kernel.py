@@ -24,7 +24,7 @@ def assemble(text: str) -> elf.Elf:
     with tempfile.TemporaryDirectory() as name:
         source, output = Path(name) / "a.s", Path(name) / "a.o"
         source.write_text(text + '\n\t.section .note.GNU-stack,"",@progbits\n')
-        subprocess.run(["as", "-o", str(output), str(source)], check=True)
+        subprocess.run(["as", "--fatal-warnings", "-o", str(output), str(source)], check=True)
         return elf.Elf(output.read_bytes(), "a.o")
 
 

@@ -250,7 +250,9 @@ def test_a_static_call_is_listed_with_its_key() -> None:
 @pytest.mark.parametrize("site", [NOP5, "2e2e2e31c0", "6748 0fb93a"])
 def test_a_static_call_to_nothing_keeps_its_bytes(site: str) -> None:
     call = StaticCall(TEXT + 10, TEXT + 0x8000, tail=False)
-    assert image(update(NOP5 + "9090909090" + site + "c3", calls=[call]))[5:10] == bytes.fromhex(site)
+    moved = image(update(NOP5 + "9090909090" + site + "c3", calls=[call]))
+    assert moved[5:10] == bytes.fromhex(site)
+    assert bytes.fromhex("4c8b1d 00000000 6549ff43 08") in moved, "one that is switched on destroys registers"
 
 
 @pytest.mark.parametrize("site", ["e9 f10f0000", "c3 cccccccc"])
@@ -380,9 +382,10 @@ def test_a_function_without_ftrace_site_keeps_registers_and_flags() -> None:
 
 
 def test_a_lock_that_is_off_on_one_cpu_is_on_in_the_clone() -> None:
-    code = NOP5 + "31c0 31c0 3eff07 c3"  # ds incl (%rdi): lock, switched off
-    assert bytes.fromhex("f0ff07") in image(update(code, locks=[TEXT + 9]))
-    assert bytes.fromhex("3eff07") in image(update(code))
+    code = NOP5 + "31c0 31c0 31c0 3eff07 3eff05 e5feffff c3"  # ds incl (%rdi), and TEXT - 0x100: locks, switched off
+    on = image(update(code, locks=[TEXT + 11, TEXT + 14]))
+    assert bytes.fromhex("f0ff07 f0ff05") in on
+    assert bytes.fromhex("3eff07 3eff05") in image(update(code))
 
 
 def test_the_description_names_the_original() -> None:

@@ -100,6 +100,15 @@ def test_an_operand_keeps_its_relocation() -> None:
     assert found[9] == ("R_X86_64_PC32", ".data", -4)
 
 
+def test_an_address_is_stored_at_an_address() -> None:
+    """Two relocations with nothing between, as gcc has it for `pointer = &datum`."""
+    unit = built(HEAD + "\tmovq $datum, datum(%rip)\n\tnop\n\tret\n" + TAIL + "\t.data\ndatum:\t.quad 7\n")
+    start = symbol(unit, "f_v2").value + 11
+    at = {r.offset - start: r.addend for r in unit.relocations[section(unit, ".text").index]}
+    assert (at[3], at[7]) == (-8, 0)
+    assert code(unit)[:12] == bytes.fromhex("48c705 00000000 00000000 90")
+
+
 def test_a_kernel_symbol_becomes_an_address_and_an_unknown_one_stays() -> None:
     unit = built(HEAD + "\tcall kernel_function\n\tcall unknown_function\n\tret\n" + TAIL)
     start = symbol(unit, "f_v2").value + 11

@@ -83,6 +83,7 @@ def test_a_call_of_itself_is_no_branch_into_the_trampoline() -> None:
         ({"keys": [StaticKey(TEXT + 10, TEXT + 6, 0, branch=False, jumps=False)]}, "static key leads into"),
         ({"calls": [StaticCall(TEXT + 5, 0, tail=False)]}, "static call's site"),
         ({"fixups": [Fixup(TEXT + 10, TEXT + 7, 0)]}, "exception's way out"),
+        ({"locks": [TEXT + 9]}, "lock that is off"),
     ],
 )
 def test_tables_that_point_into_the_trampolines_bytes(tables: dict[str, Any], words: str) -> None:
@@ -100,6 +101,27 @@ def test_tables_that_point_into_the_trampolines_bytes(tables: dict[str, Any], wo
 )
 def test_table_entries_that_do_not_fit_the_code(tables: dict[str, Any], words: str) -> None:
     assert words in refused(NOP5 + "9090909090 90 8b07 85c0 6690 c3", **tables).reason
+
+
+def test_what_is_entered_without_a_stack_is_no_function() -> None:
+    assert "no function" in refused(NOP5 + "31c0 c3 cc cc", unwind=[(TEXT, bytes(6))]).reason
+
+
+def test_an_edition_in_c_of_what_calls_nothing() -> None:
+    """gcc tells the callers which registers it leaves alone, unless it has an ftrace site."""
+
+    def check_editions(code: str) -> None:
+        check(MemoryKernel({"f": code, "other": NOP5 + "c3 cc cc cc cc cc"}), "f").check_editions()
+
+    with pytest.raises(Refusal, match="no ftrace site and calls nothing"):
+        check_editions("31c0 31c0 31c0 c3 cc cc")
+    check_editions(NOP5 + "31c0 31c0 31c0 c3 cc cc")
+    check_editions("31c0 31c0 e8 f7000000 c3")
+
+
+def test_what_ftrace_copies() -> None:
+    with pytest.raises(Refusal, match="ftrace copies it"):
+        check(MemoryKernel({"ftrace_caller": NOP5 + "31c0 c3 cc cc"}), "ftrace_caller")
 
 
 def test_noinstr_and_the_like() -> None:
