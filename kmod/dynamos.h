@@ -147,7 +147,6 @@ struct redirect {
 extern struct redirect *redirects[DYNAMOS_FUNCTIONS_MAX];
 int redirect_add(const struct dynamos_update *update);
 void redirect_remove(const struct module *owner);
-bool redirect_inside(unsigned long address);
 int redirect_info(struct dynamos_function_info *info);
 u32 redirect_next(const struct update *update, u32 id);
 const struct dynamos_function *redirect_function(u32 id);

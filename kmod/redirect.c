@@ -128,30 +128,6 @@ void redirect_remove(const struct module *owner)
 }
 
 /**
- * redirect_inside() - tell whether an address is an edition's, but not its first
- * @address: any
- *
- * For work in a stop; whoever asked for that holds redirect_lock.
- */
-bool redirect_inside(unsigned long address)
-{
-	unsigned long i;
-	u32 id;
-
-	for (id = 0; id < DYNAMOS_FUNCTIONS_MAX; id++) {
-		const struct redirect *redirect = redirects[id];
-
-		if (!redirect || address >= redirect->function->end)
-			continue;
-		for (i = 0; i < redirect->function->nr_editions; i++)
-			if (address > redirect->function->editions[i].start &&
-			    address < redirect->function->editions[i].end)
-				return true;
-	}
-	return false;
-}
-
-/**
  * redirect_add() - give each function of an update an id, and connect it
  * @update: its module is being loaded
  *

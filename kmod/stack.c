@@ -14,13 +14,13 @@
  */
 #include <linux/bsearch.h>
 #include <linux/ftrace.h>
+#include <linux/kallsyms.h>
 #include <linux/module.h>
 #include <linux/rethook.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task_stack.h>
 #include <linux/stop_machine.h>
 #include <linux/timekeeping.h>
-#include <linux/uaccess.h>
 #include <asm/unwind.h>
 
 #include "arch/x86.h"
@@ -130,33 +130,28 @@ static bool stands_elsewhere(struct stack_scan *scan, struct task_struct *task)
 	}
 	return !task_is_running(task) && !unwind_error(&state);
 }
-
-/*
- * Whether a word can be a return address: a call stands in front of it. A
- * pointer to a function cannot, and is never taken for stale: the callback that
- * somebody handed on may be all that is left of him. The compiler aligns
- * functions, so one behind another's last call is not taken for its return;
- * inside an edition no other function begins.
- */
-static bool is_return_address(const struct stack_scan *scan, unsigned long word)
-{
-	u8 code[CALL_SIZE];
-
-	return (!IS_ALIGNED(word, FUNCTION_ALIGN) || scan->no_pointers || redirect_inside(word)) &&
-	       !copy_from_kernel_nofault(code, (void *)(word - CALL_SIZE), CALL_SIZE) &&
-	       (code[0] == CALL_REL32 || code[CALL_SIZE - 2] == CALL_REGISTER);
-}
 #else
-static bool is_return_address(const struct stack_scan *scan, unsigned long word)
-{
-	return false;
-}
-
 static bool stands_elsewhere(struct stack_scan *scan, struct task_struct *task)
 {
 	return false;
 }
 #endif
+
+/*
+ * Whether a word may be a pointer to a function. That is never taken for stale: the
+ * callback that somebody handed on may be all that is left of him. What points into
+ * a function's middle is a return address, or where an interrupt came, and the
+ * unwinder sees those that are in use.
+ */
+static bool is_pointer(const struct stack_scan *scan, unsigned long word)
+{
+	static char name[KSYM_SYMBOL_LEN];	/* one stop at a time */
+
+	if (scan->no_pointers)
+		return false;
+	sprint_symbol(name, word);
+	return !strstr(name, "+0x") || strstr(name, "+0x0/");
+}
 
 /* Each of these returns true if the scan is to end. */
 
@@ -170,8 +165,9 @@ static noinline bool scan_found(struct stack_scan *scan, struct task_struct *tas
 		scan->judged = task;
 		scan->acquitted = stands_elsewhere(scan, task);
 	}
-	return !(scan->acquitted && is_return_address(scan, word)) &&
-	       scan->seen(scan, task, word);
+	if (scan->acquitted && !is_pointer(scan, word))
+		return false;
+	return scan->seen(scan, task, word);
 }
 
 /* All CPUs stand still for this loop: a few instructions for each word. */

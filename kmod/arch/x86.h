@@ -11,10 +11,6 @@
 #include <linux/sched/task_stack.h>
 
 #define JMP_REL32	0xe9
-#define CALL_REL32	0xe8
-#define CALL_REGISTER	0xff		/* and a register's byte */
-#define CALL_SIZE	5
-#define FUNCTION_ALIGN	16
 #ifdef CONFIG_X86_64
 #define ARGUMENT_REGISTERS 6
 #else
