@@ -185,3 +185,31 @@ def test_a_quiescent_update_is_switched_while_nobody_is_inside(
             assert re.search(rf"thread {who} \(.*\) at 0x[0-9a-f]+\): {function}\+0x", refused.stderr), refused.stderr
             wake()
             control.call(verb, name="quiet")
+
+
+EVENT = """
+#include <linux/fs.h>
+ssize_t eventfd_read_v1(struct kiocb *iocb, struct iov_iter *to);
+ssize_t eventfd_read_v2(struct kiocb *iocb, struct iov_iter *to);
+ssize_t eventfd_read_v2(struct kiocb *iocb, struct iov_iter *to) { return eventfd_read_v1(iocb, to); }
+"""
+
+
+def test_a_group_that_cannot_be_unloaded_keeps_its_classes(loaded: Callable[[Path], Any], tmp_path: Path) -> None:
+    folder = write_update(tmp_path / "group", {"eventfd_read": [2]}, EVENT)
+    description = folder / "update.toml"
+    description.write_text("consistent = true\n" + description.read_text())
+    loaded(folder)
+
+    def row() -> str:
+        return str(control.call("status")["updates"][0]["functions"][0]["row"])
+
+    control.call("activate", name="group", classes=[1])
+    chosen = row()
+    assert bytes.fromhex(chosen)[:3] == bytes([1, 2, 1])
+    with asleep() as (pid, wake):
+        with pytest.raises(control.Remote, match=f"(?s)still in use.*TID {pid} "):
+            control.call("unload", name="group", wait=0.5)
+        assert row() == chosen
+        wake()
+    control.call("unload", name="group", wait=60.0)

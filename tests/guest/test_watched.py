@@ -40,6 +40,14 @@ def test_a_function_traced_while_it_is_cloned_stays_traced(cloned: Callable[...,
     assert entered("version_proc_show") == 3
 
 
+def test_who_only_asks_leaves_no_probes_and_is_not_awaited_for_ever(daemon: Daemon) -> None:
+    before = (tracefs() / "kprobe_events").read_text()
+    assert control.call("quiescence", function="version_proc_show", seconds=0.1)["walk"]["tasks"]
+    assert (tracefs() / "kprobe_events").read_text() == before
+    with pytest.raises(control.Remote, match="stacks are sampled for up to 600 s"):
+        control.call("quiescence", function="version_proc_show", seconds=1e8)
+
+
 def test_a_kprobe_at_the_entry_goes_on_counting(cloned: Callable[..., None]) -> None:
     with probed("entry", "version_proc_show") as hits:
         read_version()

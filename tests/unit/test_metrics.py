@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import sys
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +130,28 @@ def test_it_listens_on_the_loopback_unless_told_otherwise() -> None:
 def test_a_bad_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="an address and a port belong here"):
         metrics.address(text)
+
+
+def test_who_sends_byte_by_byte_keeps_nobody_waiting(
+    exporter: metrics.Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "PATIENCE", 0.3)
+    patient = []
+    with socket.create_connection(("127.0.0.1", exporter.port)) as slow:
+
+        def trickle() -> None:
+            with contextlib.suppress(OSError):
+                for _ in range(200):
+                    slow.send(b"x")
+                    time.sleep(0.1)
+                patient.append("to the end")
+
+        sender = threading.Thread(target=trickle)
+        sender.start()
+        time.sleep(0.2)
+        assert scrape(exporter.port), "the next one's turn comes"
+        assert not patient
+    sender.join()
 
 
 def test_an_address_that_is_taken_is_told(exporter: metrics.Exporter) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from dynamos_ng import host
 from dynamos_ng.errors import UsageError
 from dynamos_ng.policy import Rule, check_class
 
@@ -24,6 +27,12 @@ def test_other_classes_are_refused(policy_class: int) -> None:
     for attempt in (check_class, lambda number: Rule("sleep", number)):
         with pytest.raises(UsageError, match=f"policy class {policy_class}: give a number from 0 to 254"):
             attempt(policy_class)
+
+
+@pytest.mark.parametrize("pid", ["../self", "1", 0, -1, True, None])
+def test_a_pid_is_a_number(pid: Any) -> None:
+    with pytest.raises(UsageError, match="not the number of a process"):
+        host.check_process(pid)
 
 
 def test_a_name_of_15_bytes_is_taken_whole() -> None:
