@@ -248,7 +248,11 @@ class Enforcement(Closing):
         It is done when nobody was left to be moved twice: programs that had begun before the first time may have
         given old classes until the second.
         """
-        allowed = set(bank(classes.generation)) if classes else set(range(uapi.CLASSES)) - set(bank(abandoned))
+        allowed = set(range(uapi.CLASSES))
+        if classes is not None:
+            allowed = set(bank(classes.generation))
+        elif abandoned:
+            allowed -= set(bank(abandoned))
         deadline = None if seconds is None else time.monotonic() + seconds
         moved = passes = clean = 0
         while clean < 2:
