@@ -111,13 +111,16 @@ static bool is_meant(const struct stack_scan *scan, unsigned long address)
  * The unwinder asks kretprobes and the graph tracer by itself. A task that was
  * preempted, as who asked for the stop often is, may hold an address in its
  * registers where the unwinder takes the stack to end, so it is believed only
- * if it came from user space.
+ * if it came from user space; and not at all while a kretprobe keeps an address
+ * for it, for the kernel warns of those who ask for that of a running task.
  */
 static bool stands_elsewhere(struct stack_scan *scan, struct task_struct *task)
 {
 	struct unwind_state state;
 	unsigned long address;
 
+	if (task_is_running(task) && task->rethooks.first)
+		return false;
 	for (unwind_start(&state, task, NULL, NULL); !unwind_done(&state);
 	     unwind_next_frame(&state)) {
 		struct pt_regs *regs = unwind_get_entry_regs(&state, NULL);
