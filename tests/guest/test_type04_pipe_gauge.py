@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXAMPLES, pipe
+from conftest import EXAMPLES, RELAY, pipe
 
 from dynamos_ng import control
 from dynamos_ng.demo import load as work
@@ -34,6 +34,7 @@ def until(wanted: Callable[[], bool], what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not wanted():
         assert time.monotonic() < deadline, f"{what}: {where()}"
+        RELAY.write_bytes(b".")  # who passes the output on uses pipes too
         time.sleep(0.1)
 
 
