@@ -178,7 +178,7 @@ class Enforcement(Closing):
             log.error("%s", error)
 
     def clear(self) -> Applied:
-        """Take the policy away: every process is then in class 0, and exec rules that were set by hand count again."""
+        """Take the policy away: its processes are then in class 0, and exec rules that were set by hand count again."""
         with self._lock, self._manager.lock:
             generation, old = self._maps.generation, self.in_force
             if not generation:
@@ -239,9 +239,7 @@ class Enforcement(Closing):
         """Raise UsageError if the policy wants what the loaded updates do not have."""
         self._rows(classes)
 
-    def _sweep(
-        self, classes: Classes | None, seconds: float | None = None, abandoned: int = 0
-    ) -> tuple[int, int]:
+    def _sweep(self, classes: Classes | None, seconds: float, abandoned: int = 0) -> tuple[int, int]:
         """Move every process into this policy; without one, out of that of the generation ABANDONED, into class 0.
 
         Returns how many were moved, in how many passes. Classes that exec rules set by hand have given are left alone.
@@ -253,7 +251,7 @@ class Enforcement(Closing):
             allowed = set(bank(classes.generation))
         elif abandoned:
             allowed -= set(bank(abandoned))
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         moved = passes = clean = 0
         while clean < 2:
             settle()
@@ -262,7 +260,7 @@ class Enforcement(Closing):
             for pid in left:
                 self._move(pid, classes)
             moved, passes = moved + len(left), passes + bool(left)
-            if left and deadline is not None and time.monotonic() > deadline:
+            if left and time.monotonic() > deadline:
                 raise KernelRefused(
                     f"policy: {len(left)} processes are left after {seconds:g} s: new ones are forked faster"
                 )

@@ -14,6 +14,7 @@ from dynamos_ng.build import kbuild
 from dynamos_ng.cache import FOLDER
 from dynamos_ng.errors import MissingTool
 
+#: Marks a folder whose files are all there.
 COMPLETE = "complete"
 
 
@@ -38,13 +39,13 @@ def folder(name: str, made: Sequence[str]) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not all((target / file).exists() for file in (*made, COMPLETE)):
+        if not all((target / file).exists() for file in (COMPLETE, *made)):
             shutil.rmtree(target, ignore_errors=True)
             for path in files:
                 copy = target / path.relative_to(base)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
             kbuild.make(target, "modules")
-            os.sync()  # a file that lost its power half written would be there too
+            os.sync()  # before the mark: what is half written when the power goes has none
             (target / COMPLETE).touch()
     return target

@@ -190,7 +190,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         ("diff", _diff, "what applying a policy would change; changes nothing"),
     ):
         verb(name, run, text).add_argument("file", type=Path)
-    verb("clear", _clear, "take the policy in force away: every process is then in class 0")
+    verb("clear", _clear, "take the policy in force away: its processes are then in class 0")
     verb("explain", _explain, "why a process is in its class, and since when").add_argument("pid", type=int)
     verb("show", _show, "show the policy in force, or classes, exec rules and editions")
     one = verb("set", _set, "by hand: put a process, a program name or a function into a class")

@@ -58,9 +58,9 @@ class Original:
         return self.unwind.get(self.body.address)
 
     def check_editions(self) -> None:
-        """Refuse to have editions in C: they change more registers than the original, which callers may know.
+        """Refuse editions in C where callers may know which registers the original leaves alone.
 
-        gcc tells them of functions without ftrace site that call or end in no others.
+        gcc tells them so of functions without ftrace site that call or end in no others.
         """
         indirect = any(i.kind in (Kind.CALL_INDIRECT, Kind.JUMP_INDIRECT) for i in self.body.instructions)
         if self.entry.ftrace is None and not (indirect or self.calls or self.ways.keys() - self.return_thunks):
