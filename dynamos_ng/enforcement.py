@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,7 @@ class Enforcement(Closing):
                 self._maps.put_into_force(classes.generation)
                 moved, passes = self._sweep(classes, SWEEP_SECONDS)
                 undo.pop_all()
+            self._empty(before)
             self._file(before).unlink(missing_ok=True)
             self._judge_undecided()
         self._wake.set()
@@ -194,8 +196,17 @@ class Enforcement(Closing):
                 self._maps.put_into_force(0)
                 moved, passes = self._sweep(None, SWEEP_SECONDS, generation)
                 undo.pop_all()
+            self._empty(generation)
             self._file(generation).unlink(missing_ok=True)
         return Applied(old.ruleset.file if old else "", 0, moved, passes)
+
+    def _empty(self, generation: int) -> None:
+        """Have the classes of a policy that was left choose as class 0 does: an exec rule may lead to one again."""
+        for function in self._manager.functions() if generation else ():
+            row = bytearray(self._manager.maps.row(function.id))
+            for policy_class in bank(generation):
+                row[policy_class] = row[0]
+            self._manager.maps.set_row(function.id, bytes(row))
 
     def _free(self) -> int:
         """Return a generation whose bank nobody is in, and no exec rule leads to."""
@@ -242,20 +253,23 @@ class Enforcement(Closing):
     def _sweep(self, classes: Classes | None, seconds: float, abandoned: int = 0) -> tuple[int, int]:
         """Move every process into this policy; without one, out of that of the generation ABANDONED, into class 0.
 
-        Returns how many were moved, in how many passes. Classes that exec rules set by hand have given are left alone.
-        It is done when nobody was left to be moved twice: programs that had begun before the first time may have
-        given old classes until the second.
+        Returns how many were moved, in how many passes. Without a policy, who is in the class that an exec rule set by
+        hand gives its program stays there. It is done when nobody was left to be moved twice: programs that had begun
+        before the first time may have given old classes until the second.
         """
         allowed = set(range(uapi.CLASSES))
         if classes is not None:
             allowed = set(bank(classes.generation))
         elif abandoned:
             allowed -= set(bank(abandoned))
+        by_hand = dict(self._manager.maps.rules())
         deadline = time.monotonic() + seconds
         moved = passes = clean = 0
         while clean < 2:
             settle()
             left = self._outside(allowed)
+            if classes is None and by_hand:
+                left = [pid for pid in left if not self._is_by(by_hand, pid)]
             clean = 0 if left else clean + 1
             for pid in left:
                 self._move(pid, classes)
@@ -265,6 +279,11 @@ class Enforcement(Closing):
                     f"policy: {len(left)} processes are left after {seconds:g} s: new ones are forked faster"
                 )
         return moved, passes
+
+    def _is_by(self, rules: Mapping[str, int], pid: int) -> bool:
+        """Tell whether a process is in the class that these exec rules give its program."""
+        process = host.process(pid)
+        return process is not None and rules.get(process.comm) == self._manager.maps.class_of(pid)
 
     def _outside(self, allowed: set[int]) -> list[int]:
         """Return the processes whose class is none of these."""

@@ -234,3 +234,111 @@ def probed(name: str, place: int | str) -> Iterator[Callable[[], int]]:
     finally:
         enable.write_text("0")
         kprobes.remove(name)
+
+
+# Policies from files, of an update in which two system calls have an edition 2
+
+#: What edition 2 of the two system calls answers; no process and no group has this number.
+MAGIC = 0x7FFFFFFF
+#: Its first system call is the redirected one; its status says which edition that ran.
+FIRST = """
+#ifdef __x86_64__
+asm(".globl _start; _start: mov $110, %eax; syscall; cmp $0x7fffffff, %eax; sete %dil;"
+    "movzbl %dil, %edi; mov $60, %eax; syscall");
+#else
+asm(".globl _start; _start: mov $64, %eax; int $0x80; cmp $0x7fffffff, %eax; sete %bl;"
+    "movzbl %bl, %ebx; mov $1, %eax; int $0x80");
+#endif
+"""
+
+
+def calls() -> tuple[str, str]:
+    """Return the kernel's names of getppid and getpgrp."""
+    wide = os.uname().machine == "x86_64"
+    return ("__x64_sys_getppid", "__x64_sys_getpgrp") if wide else ("__ia32_sys_getppid", "__ia32_sys_getpgrp")
+
+
+@pytest.fixture(scope="module")
+def two(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Load an update in which two system calls have an edition 2."""
+    folder = tmp_path_factory.mktemp("two")
+    source = "#include <linux/ptrace.h>\n" + "".join(
+        f"long {name}_v2(const struct pt_regs *regs);\n"
+        f"long {name}_v2(const struct pt_regs *regs) {{ return {MAGIC}; }}\n"
+        for name in calls()
+    )
+    path = build(write_update(folder / "two", {name: [2] for name in calls()}, source), folder)
+    control.call("load", path=str(path), watch=False)
+    yield "two"
+    unload("two")
+
+
+@pytest.fixture
+def active(two: str) -> Iterator[str]:
+    """Activate it for nobody; afterwards there is no policy, and nothing is redirected."""
+    control.call("activate", name=two, edition=1)
+    yield two
+    if control.call("policy_show")["in_force"]:
+        control.call("policy_clear")
+    control.call("deactivate", name=two)
+
+
+def reachable(folder: Path) -> None:
+    """Let all users reach a folder."""
+    for one in (folder, *folder.parents):
+        one.chmod(one.stat().st_mode | 0o055)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a program of any name whose first system call is getppid."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "first.c").write_text(FIRST)
+    subprocess.run(
+        ["gcc", "-nostdlib", "-static", "-o", folder / "first", folder / "first.c"], check=True
+    )
+    reachable(folder)
+
+    def of_name(name: str) -> Path:
+        path = folder / name
+        if not path.exists():
+            path.write_bytes((folder / "first").read_bytes())
+            path.chmod(0o755)
+        return path
+
+    return of_name
+
+
+def apply(text: str) -> Any:
+    return control.call("policy_apply", text=text, file="test.toml")
+
+
+def rule(name: str, match: str, edition: int, more: str = "") -> str:
+    wanted = f"match = {{ {match} }}\n" if match else ""
+    return f'[[rule]]\nname = "{name}"\n{wanted}updates = {{ two = {edition} }}\n{more}\n'
+
+
+def explain(pid: int) -> Any:
+    return control.call("policy_explain", pid=pid)
+
+
+def edition_of(path: Path, **options: Any) -> int:
+    """Run a program whose first system call tells its edition."""
+    return 1 + subprocess.run([path], check=False, **options).returncode
+
+
+@contextmanager
+def running(*command: str, **options: Any) -> Iterator[int]:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, **options) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def becomes(value: Callable[[], object], wanted: object) -> None:
+    """Wait until something becomes as wanted."""
+    deadline = time.monotonic() + 60
+    while (is_so := value()) != wanted:
+        assert time.monotonic() < deadline, (is_so, wanted)
+        time.sleep(0.02)

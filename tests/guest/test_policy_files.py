@@ -1,158 +1,31 @@
-"""Policies from files, in force: decided at exec, applied as a whole, explained, and without a daemon as with one."""
+"""Policies from files: applied as a whole, explained, with updates, and without a daemon as with one."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import DEMO_UPDATES, Daemon, unload, write_update
+from conftest import DEMO_UPDATES, MAGIC, Daemon, apply, becomes, calls, edition_of, explain, rule, running, unload
 
-from dynamos_ng import bpfmaps, cgroups, control, enforcement, host, policymaps
+from dynamos_ng import bpfmaps, control, enforcement, host, policymaps
 from dynamos_ng.build.update import build
 from dynamos_ng.demo import load as work
 from dynamos_ng.errors import DynamosError, KernelRefused
 from dynamos_ng.manager import Manager
-from dynamos_ng.policy.classes import Classes
-from dynamos_ng.policy.language import parse
-from dynamos_ng.policy.verdict import Process, decide
 
 POLICIES = Path(__file__).parents[2] / "policies"
-#: What edition 2 of the two system calls answers; no process and no group has this number.
-MAGIC = 0x7FFFFFFF
-#: Its first system call is the redirected one; its status says which edition that ran.
-FIRST = """
-#ifdef __x86_64__
-asm(".globl _start; _start: mov $110, %eax; syscall; cmp $0x7fffffff, %eax; sete %dil;"
-    "movzbl %dil, %edi; mov $60, %eax; syscall");
-#else
-asm(".globl _start; _start: mov $64, %eax; int $0x80; cmp $0x7fffffff, %eax; sete %bl;"
-    "movzbl %bl, %ebx; mov $1, %eax; int $0x80");
-#endif
-"""
-
-
-def calls() -> tuple[str, str]:
-    """Return the kernel's names of getppid and getpgrp."""
-    wide = os.uname().machine == "x86_64"
-    return ("__x64_sys_getppid", "__x64_sys_getpgrp") if wide else ("__ia32_sys_getppid", "__ia32_sys_getpgrp")
-
-
-@pytest.fixture(scope="module")
-def two(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Load an update in which two system calls have an edition 2."""
-    folder = tmp_path_factory.mktemp("two")
-    source = "#include <linux/ptrace.h>\n" + "".join(
-        f"long {name}_v2(const struct pt_regs *regs);\n"
-        f"long {name}_v2(const struct pt_regs *regs) {{ return {MAGIC}; }}\n"
-        for name in calls()
-    )
-    path = build(write_update(folder / "two", {name: [2] for name in calls()}, source), folder)
-    control.call("load", path=str(path), watch=False)
-    yield "two"
-    unload("two")
-
-
-@pytest.fixture
-def active(two: str) -> Iterator[str]:
-    """Activate it for nobody; afterwards there is no policy, and nothing is redirected."""
-    control.call("activate", name=two, edition=1)
-    yield two
-    if control.call("policy_show")["in_force"]:
-        control.call("policy_clear")
-    control.call("deactivate", name=two)
 
 
 @pytest.fixture(scope="module")
 def maps(daemon: Daemon) -> Iterator[bpfmaps.Maps]:
     with bpfmaps.open_maps() as maps:
         yield maps
-
-
-def reachable(folder: Path) -> None:
-    """Let all users reach a folder."""
-    for one in (folder, *folder.parents):
-        one.chmod(one.stat().st_mode | 0o055)
-
-
-@pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a program of any name whose first system call is getppid."""
-    folder = tmp_path_factory.mktemp("first")
-    (folder / "first.c").write_text(FIRST)
-    subprocess.run(
-        ["gcc", "-nostdlib", "-static", "-o", folder / "first", folder / "first.c"], check=True
-    )
-    reachable(folder)
-
-    def of_name(name: str) -> Path:
-        path = folder / name
-        if not path.exists():
-            path.write_bytes((folder / "first").read_bytes())
-            path.chmod(0o755)
-        return path
-
-    return of_name
-
-
-def apply(text: str) -> Any:
-    return control.call("policy_apply", text=text, file="test.toml")
-
-
-def rule(name: str, match: str, edition: int, more: str = "") -> str:
-    wanted = f"match = {{ {match} }}\n" if match else ""
-    return f'[[rule]]\nname = "{name}"\n{wanted}updates = {{ two = {edition} }}\n{more}\n'
-
-
-def explain(pid: int) -> Any:
-    return control.call("policy_explain", pid=pid)
-
-
-def edition_of(path: Path, **options: Any) -> int:
-    """Run a program whose first system call tells its edition."""
-    return 1 + subprocess.run([path], check=False, **options).returncode
-
-
-@contextmanager
-def running(*command: str, **options: Any) -> Iterator[int]:
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, **options) as process:
-        try:
-            yield process.pid
-        finally:
-            process.kill()
-
-
-def becomes(value: Callable[[], object], wanted: object) -> None:
-    """Wait until something becomes as wanted."""
-    deadline = time.monotonic() + 60
-    while (is_so := value()) != wanted:
-        assert time.monotonic() < deadline, (is_so, wanted)
-        time.sleep(0.02)
-
-
-def state(pid: int) -> tuple[bool, str]:
-    told = explain(pid)
-    return told["undecided"], told["rule"]
-
-
-def is_under_a_rule(pid: int) -> bool:
-    return bool(explain(pid)["rule"])
-
-
-def child_of(pid: int) -> int:
-    """Return a process's only child, once it has one."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    becomes(lambda: children.read_text() != "", True)
-    return int(children.read_text())
 
 
 def generation() -> int:
@@ -210,130 +83,6 @@ def test_the_examples_are_applied_shown_explained_and_taken_away(
         assert done.returncode == 2 and "no policy is in force" in done.stderr
     finally:
         unload("cmdline")
-
-
-# At exec
-
-
-def test_no_instruction_of_a_new_program_runs_in_another_class(active: str, first: Callable[[str], Path]) -> None:
-    apply(
-        rule("by name", 'comm = "firstborn"', 2)
-        + rule("by user", "uid = 12345", 2)
-        + rule("by group", 'comm = "grouped", gid = 54321', 2)
-    )
-    for _ in range(50):
-        assert edition_of(first("firstborn")) == 2
-        assert edition_of(first("other")) == 1
-    assert edition_of(first("other"), user=12345) == 2
-    assert edition_of(first("grouped"), group=54321) == 2
-    assert edition_of(first("other"), group=54321) == 1
-    assert edition_of(first("grouped")) == 1
-
-
-def test_a_share_is_the_same_in_the_kernel_and_in_python(active: str, first: Callable[[str], Path]) -> None:
-    text = rule("few", 'comm = "shared"', 2, "percent = 30") + rule("rest", 'comm = "shared"', 1)
-    apply(text)
-    classes = Classes(parse(text, "", host.accounts()), 1, (0, 0))
-    seen: list[int] = []
-    for _ in range(150):
-        pid = os.posix_spawn(first("shared"), ["shared"], {})
-        edition = 1 + os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        process = Process(pid, "shared", "", "", 0, 0, "", 0, ())
-        assert edition == {1: 2, 2: 1}[decide(classes, process, 0).number]
-        seen.append(edition)
-    assert {1, 2} == set(seen)
-
-
-def test_a_fork_inherits_and_an_exec_is_decided_anew(active: str, tmp_path: Path) -> None:
-    apply(rule("shells", 'comm = "sh"', 2))
-    os.mkfifo(tmp_path / "fifo")
-    with running("sh", "-c", f"(read a < {tmp_path}/fifo) & exec sleep 60") as pid:
-        becomes(lambda: host.name_of(pid), "sleep")
-        told = explain(pid)
-        assert (told["rule"], told["how"]) == ("default", "decided by the kernel at its exec")
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for child in children:
-            told = explain(int(child))
-            assert (told["rule"], told["how"]) == ("shells", "inherited when it was forked")
-            os.kill(int(child), signal.SIGKILL)
-        assert children
-
-
-def test_what_only_the_daemon_knows_is_decided_soon(active: str, tmp_path: Path) -> None:
-    own = Path("/proc/self/comm").read_text().strip()
-    leader = subprocess.Popen(
-        ["sh", "-c", "read a; sleep 63 & read b; kill $!; wait"], stdin=subprocess.PIPE, start_new_session=True
-    )
-    assert leader.stdin is not None
-    apply(
-        rule("argv", 'argv = "sleep 6[1]"', 2)
-        + rule("exe", f'exe = "{tmp_path}/*"', 2)
-        + rule("parent", 'parent = "parental", comm = "sleep"', 2)
-        + rule("session", f'ancestor = "{own}", session = {leader.pid}, argv = "sleep 63"', 2)
-    )
-    where = {one["name"]: one["where"] for one in control.call("policy_show")["in_force"]["rules"]}
-    assert where == {"argv": "daemon", "exe": "daemon", "parent": "daemon", "session": "daemon", "default": "kernel"}
-    program = tmp_path / "nap"
-    program.write_bytes(Path("/bin/sleep").read_bytes())
-    program.chmod(0o755)
-    script = tmp_path / "parental"
-    script.write_text("#!/bin/sh\nsleep 62 & wait\n")
-    script.chmod(0o755)
-    for command, wanted in (
-        (["sleep", "61"], "argv"), ([str(program), "60"], "exe"), (["sleep", "63"], "default"),
-    ):  # fmt: skip
-        with running(*command) as pid:
-            becomes(partial(state, pid), (False, wanted))
-    with running(str(script)) as pid:
-        child = child_of(pid)
-        becomes(partial(state, child), (False, "parent"))
-        assert explain(child)["how"] == "decided by the daemon"
-        os.kill(child, signal.SIGKILL)
-    leader.stdin.write(b"\n")
-    leader.stdin.flush()
-    becomes(partial(state, child_of(leader.pid)), (False, "session"))
-    leader.communicate()
-
-
-@pytest.fixture
-def hierarchy() -> Iterator[Path]:
-    """Return the unified hierarchy, mounted if it is not, without the cgroups that a test leaves there."""
-    mounted = cgroups.mount()
-    root = mounted or Path("/sys/fs/cgroup")
-    if mounted is None:
-        subprocess.run(["mount", "-t", "cgroup2", "none", root], check=True)
-    yield root
-    for left in root.glob("dynamos-*"):
-        left.rmdir()
-    if mounted is None:
-        subprocess.run(["umount", root], check=True)
-
-
-def test_cgroups_are_decided_by_the_kernel_once_they_are_known(
-    active: str, hierarchy: Path, first: Callable[[str], Path]
-) -> None:
-    """A shell in the cgroup starts the program, so that it is there at its exec."""
-
-    def edition_in(cgroup: Path) -> int:
-        entering = f"echo $$ > {cgroup}/cgroup.procs; exec {first('inside')}"
-        return 1 + subprocess.run(["sh", "-c", entering], check=False).returncode
-
-    known, other = hierarchy / "dynamos-known", hierarchy / "dynamos-other"
-    known.mkdir()
-    other.mkdir()
-    apply(rule("in it", 'cgroup = "/dynamos-k*", comm = "inside"', 2) + rule("new", 'cgroup = "/dynamos-new"', 2))
-    where = {one["name"]: one["where"] for one in control.call("policy_show")["in_force"]["rules"]}
-    assert where["in it"] == "kernel"
-    for _ in range(10):
-        assert (edition_in(known), edition_in(other)) == (2, 1)
-    new = hierarchy / "dynamos-new"
-    new.mkdir()
-    with running("sh", "-c", f"echo $$ > {new}/cgroup.procs; exec sleep 60") as pid:
-        becomes(lambda: (host.name_of(pid), *state(pid)), ("sleep", False, "new"))
-        assert explain(pid)["how"] == "decided by the daemon"
-    for _ in range(10):
-        assert edition_in(new) == 2
-    becomes((new / "cgroup.procs").read_text, "")
 
 
 # As a whole
@@ -464,7 +213,9 @@ def test_what_is_activated_later_follows_the_policy_and_the_hand_wins_for_once(
         control.call("policy_clear")
 
 
-def test_classes_set_by_hand_are_left_and_come_back(active: str, maps: bpfmaps.Maps) -> None:
+def test_classes_set_by_hand_are_left_and_come_back(
+    active: str, maps: bpfmaps.Maps, first: Callable[[str], Path]
+) -> None:
     control.call("policy_rule", comm="sleep", policy_class=1)
     control.call("policy_edition", function=calls()[0], policy_class=1, edition=2)
     try:
@@ -474,6 +225,13 @@ def test_classes_set_by_hand_are_left_and_come_back(active: str, maps: bpfmaps.M
             assert maps.class_of(pid) >= 128, "the half that was in use by hand was taken"
             control.call("policy_clear")
             assert maps.class_of(pid) == 0
+            apply(rule("none", 'comm = "firstborn"', 2))
+            apply("[default]\nupdates = { two = 2 }\n")
+            assert maps.class_of(pid) == maps.class_of(os.getpid()) == 1
+            assert edition_of(first("sleep")) == 2
+            control.call("policy_clear")
+            assert (maps.class_of(pid), maps.class_of(os.getpid())) == (1, 0), "the exec rule gives sleep its class"
+            assert edition_of(first("sleep")) == 1, "the class kept an edition of the policy that was left"
         with running("sleep", "60") as pid:
             becomes(lambda: maps.class_of(pid), 1)
             control.call("policy_rule", comm="cat", policy_class=200)
