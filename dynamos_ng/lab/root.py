@@ -23,7 +23,7 @@ from dynamos_ng.errors import LabError, MissingTool
 #: What every guest needs to build a module, to run dynamos and its tests, and to build what benchmarks run.
 COMMON = (
     "bpftool", "e2fsprogs", "gcc", "iproute2", "kmod", "libc6-dev", "make", "procps", "psmisc", "python3",
-    "python3-capstone", "python3-psutil", "python3-pyelftools", "python3-pytest", "python3-rich", "strace",
+    "python3-capstone", "python3-psutil", "python3-pyelftools", "python3-pytest", "python3-rich", "strace", "systemd",
 )  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def used(folder: Path) -> None:
 
 def _make(root: Root, name: str) -> None:
     if os.geteuid():
-        raise LabError("the lab's root file system can be made by root only: run this with sudo once")
+        raise LabError("the lab's root file system can be made by root only: run this as root")
     told = f"lab: making the root file system of {name} guests (once, one to three minutes) …"
     print(told, file=sys.stderr, flush=True)
     _drop_unused(root.folder.parent)
