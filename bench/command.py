@@ -75,6 +75,8 @@ def main(argv: Sequence[str]) -> int:
         return compared(argv[1:])
     scripts = chosen(argv)
     options = parser(scripts).parse_args(argv)
+    if options.names and [script.NAME for script in scripts] != options.names:
+        raise UsageError(f"bench: {options.names[-1]}: the names of benchmarks come first, and options after them")
     folder = options.output or (None if options.quick else RESULTS)
     if options.png and folder is None:
         raise UsageError("bench: --png draws beside the report: say where with --output")

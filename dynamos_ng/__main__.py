@@ -88,6 +88,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(HELP)
         return 2
     from dynamos_ng.errors import DynamosError
+    from dynamos_ng.printable import clean
 
     try:
         if argv[0] == "test":
@@ -96,8 +97,14 @@ def main(argv: list[str]) -> int:
             return demo(argv[1:])
         return command_line(argv)
     except DynamosError as error:
-        sys.stderr.write(f"dynamos: {error}\n")
+        sys.stderr.write("dynamos: " + clean(str(error), "\n") + "\n")
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except PermissionError as error:
+        sys.stderr.write(f"dynamos: {error.filename}: {error.strerror}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
 

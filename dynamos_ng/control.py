@@ -76,7 +76,7 @@ def ask(verb: str, arguments: dict[str, Any], socket_path: Path = SOCKET, timeou
         raise NotAllowed(f"{socket_path}: permission denied: {_who_may(socket_path)}") from None
     except OSError as error:
         raise DaemonUnreachable(f"{socket_path}: {error.strerror}") from None
-    if not line:
+    if not line.endswith(b"\n"):
         raise DaemonUnreachable(
             f"the daemon went away while it worked on {verb}; 'dynamos status' tells what is true now"
         )

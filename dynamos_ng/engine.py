@@ -78,7 +78,8 @@ class Programs(Closing):
 
 def name() -> str:
     """Return which engine this machine has: "bcc" or "libbpf"."""
-    if find_spec(BCC):
+    found = find_spec(BCC)
+    if found is not None and found.origin is not None:  # a mere folder of that name has none
         return BCC
     try:
         c.CDLL(_LIBRARY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +12,9 @@ from typing import Any
 
 from dynamos_ng import __version__, control
 from dynamos_ng.cli import arguments
+from dynamos_ng.cli.output import show
 from dynamos_ng.errors import DynamosError, UsageError
+from dynamos_ng.printable import clean
 
 EXITS = """\
 exit status:
@@ -35,20 +36,11 @@ def _tables() -> ModuleType:
     return tables
 
 
-def _show(options: argparse.Namespace, result: Any, render: Callable[[Any], None]) -> int:
-    """Print a result as JSON or as a table."""
-    if options.json:
-        print(json.dumps(result, indent=2))
-    else:
-        render(result)
-    return 0
-
-
 def _build(options: argparse.Namespace) -> int:
     from dynamos_ng.build.update import build
 
     module = build(options.folder, options.output or Path.cwd())
-    return _show(options, {"module": str(module)}, lambda result: print(result["module"]))
+    return show(options, {"module": str(module)}, lambda result: print(result["module"]))
 
 
 def _load(options: argparse.Namespace) -> int:
@@ -59,7 +51,7 @@ def _load(options: argparse.Namespace) -> int:
         result = control.call(
             "load_when_module", folder=str(path.resolve()), edition=options.edition, classes=options.policy_class
         )
-        return _show(options, result, lambda value: _tables().waiting(value))
+        return show(options, result, lambda value: _tables().waiting(value))
     if options.edition or options.policy_class:
         raise UsageError("load: --edition and --class belong to --when-module; else they are for 'dynamos activate'")
     if path.is_dir():
@@ -71,7 +63,7 @@ def _load(options: argparse.Namespace) -> int:
     if not path.exists():
         raise UsageError(f"{options.update}: neither a module file nor an update's folder")
     result = control.call("load", path=str(path.resolve()), watch=not options.no_probes)
-    return _show(options, result, lambda value: _tables().loaded(value))
+    return show(options, result, lambda value: _tables().loaded(value))
 
 
 def _unload(options: argparse.Namespace) -> int:
@@ -88,7 +80,7 @@ def _unload(options: argparse.Namespace) -> int:
             results.append(control.call("unload", name=name, wait=wait, nudge=options.nudge))
     finally:
         if results or not names:
-            _show(options, results, lambda value: _tables().changes(value))
+            show(options, results, lambda value: _tables().changes(value))
     return 0
 
 
@@ -97,13 +89,13 @@ def _activate(options: argparse.Namespace) -> int:
         "activate", name=options.update, edition=options.edition, classes=options.policy_class,
         confirm_within=options.confirm_within,
     )  # fmt: skip
-    return _show(options, result, lambda value: _tables().change(value))
+    return show(options, result, lambda value: _tables().change(value))
 
 
 def _confirm(options: argparse.Namespace) -> int:
     control.call("confirm", name=options.update)
     result = {"confirmed": options.update}
-    return _show(options, result, lambda _: print(f"confirmed {options.update}: it stays"))
+    return show(options, result, lambda _: print(f"confirmed {options.update}: it stays"))
 
 
 def _enable(options: argparse.Namespace) -> int:
@@ -111,33 +103,33 @@ def _enable(options: argparse.Namespace) -> int:
         "enable", folder=str(options.folder.resolve()), edition=options.edition, classes=options.policy_class
     )
     said = "takes effect whenever dynamosd starts; for now it is as it was: dynamos load, dynamos activate"
-    return _show(options, result, lambda value: print(f"{value['name']}: [enabled at boot], {said}"))
+    return show(options, result, lambda value: print(f"{value['name']}: [enabled at boot], {said}"))
 
 
 def _disable(options: argparse.Namespace) -> int:
     result = control.call("disable", name=options.update)
     said = "no longer takes effect when dynamosd starts; for now it is as it was: dynamos unload"
-    return _show(options, result, lambda value: print(f"{value['name']}: {said}"))
+    return show(options, result, lambda value: print(f"{value['name']}: {said}"))
 
 
 def _deactivate(options: argparse.Namespace) -> int:
     wait = None if options.wait else options.timeout
     result = control.call("deactivate", name=options.update, wait=wait, nudge=options.nudge)
-    return _show(options, result, lambda value: _tables().change(value))
+    return show(options, result, lambda value: _tables().change(value))
 
 
 def _phase(options: argparse.Namespace) -> int:
     result = control.call("phase", name=options.update, move=options.move or "")
-    return _show(options, result, lambda value: _tables().phase(options.update, value))
+    return show(options, result, lambda value: _tables().phase(options.update, value))
 
 
 def _status(options: argparse.Namespace) -> int:
-    return _show(options, control.call("status"), lambda value: _tables().status(value))
+    return show(options, control.call("status"), lambda value: _tables().status(value))
 
 
 def _quiescence(options: argparse.Namespace) -> int:
     result = control.call("quiescence", function=options.function, seconds=options.seconds)
-    return _show(options, result, lambda value: _tables().quiescence([value]))
+    return show(options, result, lambda value: _tables().quiescence([value]))
 
 
 def _policy(parser: argparse.ArgumentParser) -> None:
@@ -319,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _tables()  # before anything is changed: what it needs may not be installed
         return int(options.run(options))
     except DynamosError as error:
-        print(f"dynamos: {error}", file=sys.stderr)
+        print("dynamos:", clean(str(error), "\n"), file=sys.stderr)
         return error.exit_code
     except PermissionError as error:
         print(f"dynamos: {error.filename}: {error.strerror}", file=sys.stderr)

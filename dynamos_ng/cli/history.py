@@ -16,6 +16,7 @@ from dynamos_ng import history, journal
 from dynamos_ng.cli import tables
 from dynamos_ng.errors import UsageError
 from dynamos_ng.journal import Entry
+from dynamos_ng.printable import clean, cleaned
 from dynamos_ng.wire import plain
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -66,12 +67,13 @@ def show(entries: Sequence[Entry], torn: int, *, measured: bool) -> None:
     """Print two lines for each entry, and below what a change measured before and after if wanted."""
     for entry in entries:
         when = datetime.fromtimestamp(entry.time).strftime("%Y-%m-%d %H:%M:%S")
-        tables.console.print(Text(f"{when}  {history.what(entry)}", style="bold"))
+        tables.console.print(Text(f"{when}  {clean(history.what(entry))}", style="bold"))
         style = "red" if history.refused(entry) else ""
-        tables.console.print(Text("  ") + Text(history.outcome(entry), style=style) + f"  by {history.who(entry.who)}")
+        outcome, who = clean(history.outcome(entry), "\n"), clean(history.who(entry.who))
+        tables.console.print(Text("  ") + Text(outcome, style=style) + f"  by {who}")
         result = (entry.answer or {}).get("result")
         if measured and isinstance(result, dict) and "before" in result:
-            tables.measured(result)
+            tables.measured(cleaned(result))
     if not entries:
         tables.console.print("nothing is noted")
     if torn:

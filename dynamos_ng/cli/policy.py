@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dynamos_ng import control, host
-from dynamos_ng.cli import arguments, tables
+from dynamos_ng.cli import arguments, output, tables
 from dynamos_ng.cli.tables import console, plain_table
 from dynamos_ng.errors import UsageError
 from dynamos_ng.policy import language
@@ -40,19 +39,11 @@ def _read(path: Path) -> tuple[Ruleset, dict[str, Any]]:
     return language.parse(text, str(path), host.accounts()), {"text": text, "file": str(path.resolve())}
 
 
-def _print(options: argparse.Namespace, result: Any, render: Callable[[Any], None]) -> int:
-    if options.json:
-        print(json.dumps(result, indent=2))
-    else:
-        render(result)
-    return 0
-
-
 def _check(options: argparse.Namespace) -> int:
     ruleset, _ = _read(options.file)
     classes = Classes(ruleset, 1, (0,) * len(ruleset.rules))
     rules = tuple(CheckedRule(rule.name, rule.where, rule.line) for rule in ruleset.rules)
-    return _print(options, plain(PolicyCheck(ruleset.file, rules, len(classes.choices))), _checked)
+    return output.show(options, plain(PolicyCheck(ruleset.file, rules, len(classes.choices))), _checked)
 
 
 def _checked(result: dict[str, Any]) -> None:
@@ -67,7 +58,7 @@ def _checked(result: dict[str, Any]) -> None:
 
 def _apply(options: argparse.Namespace) -> int:
     _, request = _read(options.file)
-    return _print(options, control.call("policy_apply", **request), _applied)
+    return output.show(options, control.call("policy_apply", **request), _applied)
 
 
 def _applied(result: dict[str, Any]) -> None:
@@ -77,7 +68,7 @@ def _applied(result: dict[str, Any]) -> None:
 
 
 def _clear(options: argparse.Namespace) -> int:
-    return _print(
+    return output.show(
         options,
         control.call("policy_clear"),
         lambda result: console.print(f"no policy is in force any more; {result['moved']} processes are in class 0"),
@@ -85,7 +76,7 @@ def _clear(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    return _print(options, control.call("policy_explain", pid=options.pid), _explained)
+    return output.show(options, control.call("policy_explain", pid=options.pid), _explained)
 
 
 def _explained(result: dict[str, Any]) -> None:
@@ -109,7 +100,7 @@ def _explained(result: dict[str, Any]) -> None:
 
 def _diff(options: argparse.Namespace) -> int:
     _, request = _read(options.file)
-    return _print(options, control.call("policy_diff", **request), _differs)
+    return output.show(options, control.call("policy_diff", **request), _differs)
 
 
 def _differs(result: dict[str, Any]) -> None:
@@ -154,7 +145,7 @@ def show(value: dict[str, Any]) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    return _print(options, control.call("policy_show"), show)
+    return output.show(options, control.call("policy_show"), show)
 
 
 def _set(options: argparse.Namespace) -> int:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from dynamos_ng.printable import clean
+
 BLOCKS = "▁▂▃▄▅▆▇█"
 #: For terminals whose encoding has no blocks.
 ASCII_BLOCKS = "_.:-=+*#"
@@ -21,13 +23,6 @@ class Column:
     heading: str
     width: int
     number: bool = False
-
-
-def clean(text: str) -> str:
-    """Return a text without what a terminal would take for a command: programs may call themselves anything."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def cell(text: Text, width: int) -> Text:

@@ -12,6 +12,7 @@ from dynamos_ng.dashboard import lines, views
 from dynamos_ng.dashboard.choice import CLASSES, EVENTS, FUNCTION, FUNCTIONS, HELP, Choice, rows
 from dynamos_ng.dashboard.series import Series
 from dynamos_ng.model import Cost, Snapshot
+from dynamos_ng.printable import clean
 
 #: Less than this shows nothing that could be used.
 LEAST = (40, 8)
@@ -71,7 +72,7 @@ def once(series: Series, width: int, *, ascii_only: bool = False) -> list[Text]:
     found = [*_head(series, choice, frame), *views.updates(snapshot, width), Text(""), table.heading]
     found += table.part(0, table.length, mark=False)
     for update, status in rows(series, choice):
-        found += [Text(lines.clean(f"{status.function.name} of {update.name}: {note}")) for note in status.notes]
+        found += [Text(clean(f"{status.function.name} of {update.name}: {note}")) for note in status.notes]
     if snapshot.events:
         found += [Text(""), Text("last events", "bold"), *views.events(snapshot.events[-10:])]
     found = [lines.fit(one, width) for one in found]
@@ -91,7 +92,7 @@ def _head(series: Series, choice: Choice, frame: Frame) -> list[Text]:
         found = [lines.spread(title, coming, frame.width), _sums(series, snapshot, frame.width)]
         found += [_costs(series, snapshot)]
     if frame.trouble:
-        found.append(Text(lines.clean(f"! {frame.trouble}"), "bold red"))
+        found.append(Text(clean(f"! {frame.trouble}"), "bold red"))
     return found
 
 

@@ -112,6 +112,8 @@ class Terminal(Closing):
         except OSError:
             self._gone()
             return self._console.size
+        if not (width and height):  # a serial line, which does not know
+            return self._console.size
         self._console.size = ConsoleDimensions(width, height)
         return width, height
 

@@ -24,6 +24,7 @@ from dynamos_ng.model import (
     Snapshot,
     UpdateStatus,
 )
+from dynamos_ng.printable import clean
 
 __all__ = ["Functions", "calls", "classes", "events", "function", "manual", "updates"]
 
@@ -43,11 +44,11 @@ def updates(snapshot: Snapshot, width: int) -> list[Text]:
     for update in snapshot.updates:
         style = "yellow" if update.word.endswith("...]") else STATE_STYLES[update.state]
         said = Text("  ") + lines.padded(update.name, column) + " " + lines.cell(Text(update.word, style), 14)
-        found.append(said + Text(lines.clean(f" {'; '.join(_standing(update))}")))
+        found.append(said + Text(clean(f" {'; '.join(_standing(update))}")))
     for waiting in snapshot.pending:
         said = Text("  ") + lines.padded(waiting.name, column) + " " + lines.cell(Text("[pending]", "yellow"), 14)
         why = f" waits for module {', '.join(waiting.modules)}"
-        found.append(said + Text(lines.clean(why + (f"; last: {waiting.failure}" if waiting.failure else ""))))
+        found.append(said + Text(clean(why + (f"; last: {waiting.failure}" if waiting.failure else ""))))
     return found or [Text("  no update is loaded")]
 
 
@@ -170,11 +171,14 @@ def function(series: Series, choice: Choice, width: int, *, ascii_only: bool = F
         return [Text("this function is not there any more: its update was unloaded")]
     update, status = wanted[0]
     one = status.function
+    top = max((row for row in found if row[1].function.address == one.address), key=_order)[0].name
     asked, times = (series.latest.quiescence, series.latest.latency) if series.latest else ((), ())
+    if top != update.name:
+        asked = times = ()
     seen = next((value for value in asked if value.function == one.name), None)
     timed = next((value for value in times if value.function == one.name), None)
-    title = Text(lines.clean(_name(status)), "bold") + " " + Text(one.state.word, STATE_STYLES[one.state])
-    made = [title + Text(lines.clean(f" of update {update.name}; {one.size} bytes at {one.address:#x}")), Text("")]
+    title = Text(clean(_name(status)), "bold") + " " + Text(one.state.word, STATE_STYLES[one.state])
+    made = [title + Text(clean(f" of update {update.name}; {one.size} bytes at {one.address:#x}")), Text("")]
     made += _editions(series, update, status, seen, width, ascii_only)
     if one.adaptation:
         program = f"BPF program {one.adaptation.program}" if one.adaptation.program else "no BPF program is attached"
@@ -183,9 +187,16 @@ def function(series: Series, choice: Choice, width: int, *, ascii_only: bool = F
             Text(f"adaptation handler: {program}"),
             Text(f"  named an edition that there is not: {unknown}; was passed by: {avoided}"),
         ]
-    made += [Text(lines.clean(f"! {note}"), "yellow") for note in status.notes]
+    made += [Text(clean(f"! {note}"), "yellow") for note in status.notes]
+    if top != update.name:
+        return [*made, Text(clean(f"update {top} is above this one: stacks and times are told there"))]
     made += _latency(timed) if timed else [Text("timing calls …" if choice.timing else "press l to time calls")]
     return made + [Text("")] + (_quiescence(seen, choice) if seen else [Text("nobody has looked at its stacks yet")])
+
+
+def _order(row: tuple[UpdateStatus, FunctionStatus]) -> tuple[bool, int]:
+    """Return what is highest for the update on top, of several that have a function."""
+    return row[1].function.state is FunctionState.REDIRECTED, row[1].function.order
 
 
 def _latency(timed: Latency) -> list[Text]:
@@ -237,13 +248,13 @@ def _quiescence(seen: Quiescence, choice: Choice) -> list[Text]:
         made.append(Text("sampling stacks …" if choice.sampling else "press s to sample stacks"))
         return made
     made.append(Text(f"sampled stacks with a frame inside: {seen.samples}", "bold"))
-    return made + [Text(f"{one.samples:8}  {lines.clean(_frames(one.stack))}") for one in seen.sampled]
+    return made + [Text(f"{one.samples:8}  {clean(_frames(one.stack))}") for one in seen.sampled]
 
 
 def _holder(holder: Holder) -> Text:
     edition = f"v{holder.edition}" if holder.edition else "original"
     comm = lines.padded(holder.comm, 16)
-    return Text(f"{holder.pid:8}  {comm} {edition:9} {lines.clean(_frames(holder.stack) or 'it can run')}")
+    return Text(f"{holder.pid:8}  {comm} {edition:9} {clean(_frames(holder.stack) or 'it can run')}")
 
 
 def _frames(stack: Sequence[str]) -> str:
@@ -265,13 +276,13 @@ def classes(snapshot: Snapshot, width: int) -> list[Text]:
         told.setdefault((said, given[number]), []).append(number)
     made = [Text("class     who", "bold")]
     for (said, editions), numbers in told.items():
-        made += [Text(f"{_spans(numbers):8}  {lines.clean(said)}"), _given(editions)]
+        made += [Text(f"{_spans(numbers):8}  {clean(said)}"), _given(editions)]
     return [lines.fit(one, width) for one in made]
 
 
 def _given(editions: Given) -> Text:
     other = ", ".join(f"{name} v{number}" for name, number in editions if number != 1)
-    return Text(f"          gets {lines.clean(other) or 'v1'}" + (", else v1" if other else " of everything"), "dim")
+    return Text(f"          gets {clean(other) or 'v1'}" + (", else v1" if other else " of everything"), "dim")
 
 
 def events(found: Sequence[Event]) -> list[Text]:
@@ -279,8 +290,8 @@ def events(found: Sequence[Event]) -> list[Text]:
     made = []
     for event in found:
         when = datetime.fromtimestamp(event.time).strftime("%m-%d %H:%M:%S")
-        outcome = Text(lines.clean(event.outcome), "red" if event.refused else "")
-        made.append(Text(lines.clean(f"  {when}  {event.what}: ")) + outcome + Text(lines.clean(f"  by {event.who}")))
+        outcome = Text(clean(event.outcome), "red" if event.refused else "")
+        made.append(Text(clean(f"  {when}  {event.what}: ")) + outcome + Text(clean(f"  by {event.who}")))
     return made
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dynamos_ng"
 #: A module may import from its own layer and those before it.
 LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("values", frozenset({"closing", "errors", "latency", "model", "policy_values", "wire", "uapi"})),
+    ("values", frozenset({"closing", "errors", "latency", "model", "policy_values", "printable", "wire", "uapi"})),
     ("pure logic", frozenset({"arch", "rewrite", "policy", "elf"})),
     (
         "kernel access",
@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
 )  # fmt: skip
 RANK = {module: rank for rank, (_, modules) in enumerate(LAYERS) for module in modules}
 #: What one module may import of this package, where the layers would allow it more: the dashboard knows no source.
-MAY_IMPORT = {"dashboard": {"dashboard", "closing", "errors", "latency", "model", "policy_values"}}
+MAY_IMPORT = {"dashboard": {"dashboard", "closing", "errors", "latency", "model", "policy_values", "printable"}}
 ONLY_IMPORTER = {
     "bcc": {"engine"}, "psutil": {"host"}, "capstone": {"arch", "rewrite"}, "prometheus_client": {"metrics"},
 }  # fmt: skip

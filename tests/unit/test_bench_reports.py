@@ -136,6 +136,8 @@ def test_bench_compare_says_by_its_status_what_was_lost(tmp_path: Path, capsys: 
 def test_an_unknown_benchmark_is_refused() -> None:
     with pytest.raises(UsageError, match="no such benchmark; there are native,"):
         command.main(["natvie"])
+    with pytest.raises(UsageError, match="calls: the names of benchmarks come first"):
+        command.main(["--kernel", "6.1", "calls"])
 
 
 def test_bars_are_as_long_as_what_they_show() -> None:

@@ -181,6 +181,19 @@ def test_a_function_can_be_looked_into(running: Series, frame: Frame) -> None:
     assert line(found, "5 ").split() == ["5", "copy_page", "<", "pipe_read_v1"]
 
 
+def test_what_was_asked_of_the_update_on_top_is_not_told_of_one_below(running: Series) -> None:
+    (_, update, *others) = snapshot(9).updates
+    (one, *more) = update.functions
+    above = replace(one, function=replace(one.function, update="dynamos_above", order=9))
+    top = replace(update, name="above", functions=(above,))
+    running.add(replace(snapshot(9), updates=(top, replace(update, functions=(one, *more)), *others)))
+    assert "quiescence: in use" in "\n".join(shown(running, Choice(view=FUNCTION, selected=("above", "pipe_read"))))
+    below = shown(running, Choice(view=FUNCTION, selected=("pipe", "pipe_read")))
+    assert "update above is above this one: stacks and times are told there" in below
+    assert line(below, "v1").split()[4] == "-"
+    assert "quiescence" not in "\n".join(below)
+
+
 def test_an_adaptation_handler_is_told_with_what_it_counted(running: Series) -> None:
     (update, *others) = snapshot(9).updates
     (one,) = update.functions

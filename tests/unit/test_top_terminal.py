@@ -126,6 +126,14 @@ def test_a_recording_is_shown_filtered_sorted_resized_and_left(terminal: Screen,
     assert terminal.state() == before
 
 
+def test_a_line_that_does_not_know_its_size_has_a_screen(terminal: Screen, recording: Path) -> None:
+    """As a serial console, whose size nobody has told."""
+    terminal.start("--replay", recording, before="stty rows 0 cols 0;")
+    terminal.until(lambda text: "many_000" in text)
+    terminal.keys("q")
+    terminal.until(lambda text: "status 0" in text)
+
+
 @pytest.mark.parametrize(
     ("ended", "status"),
     [
