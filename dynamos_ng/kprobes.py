@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import struct
-from contextlib import suppress
 from pathlib import Path
 
 from dynamos_ng.errors import MissingTool
@@ -74,9 +73,15 @@ def _define(kind: str, event: str, place: str) -> int:
 
 
 def remove(event: str) -> None:
-    """Take a definition away; nothing may be attached to it any more."""
-    with suppress(FileNotFoundError):
+    """Take a definition away; nothing of ours may be attached to it any more.
+
+    One that somebody else has enabled stays, and counts for him, until `sweep` finds it after our end.
+    """
+    try:
         _command(f"-:{GROUP}/{event}")
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EBUSY):
+            raise
 
 
 def sweep() -> None:
@@ -98,12 +103,14 @@ def profile() -> dict[str, tuple[int, int]]:
 
 def uses_breakpoint(place: str) -> bool:
     """Return whether a defined probe would write a breakpoint, there being no ftrace site to use."""
-    wanted = f" {place}+0x" if not place.startswith("0x") else place.removeprefix("0x").rjust(_DIGITS, "0") + " "
+    wanted = [f" {place}+0x"]
+    if place.startswith("0x"):  # the kernel puts it behind an endbr
+        wanted = [f"{int(place, 16) + passed:0{_DIGITS}x} " for passed in (0, 4)]
     try:
         lines = LIST.read_text().splitlines()
     except FileNotFoundError:
         raise MissingTool("no list of kprobes: mount -t debugfs debugfs /sys/kernel/debug") from None
-    return any(wanted in line and "[FTRACE]" not in line for line in lines)
+    return any("[FTRACE]" not in line and any(one in line for one in wanted) for line in lines)
 
 
 def written_over(listing: str) -> list[int]:

@@ -314,11 +314,9 @@ class Manager(View):
             undo.pop_all()
         with self._lock:
             change = self._changed("unload", FunctionState.LOADED, update, before, switch)
-            self._probes.unwatch([function.name for function in update.functions])
-            for function in update.functions:
-                self._unwatched.pop(function.name, None)
             modules.unload(update.module)
             adaptation.unpin(update.module)
+            self._unwatch(update.functions)
             return change
 
     # Policy

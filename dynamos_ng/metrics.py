@@ -15,7 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from dynamos_ng import __version__
 from dynamos_ng.closing import Closing
 from dynamos_ng.errors import DynamosError, MissingTool, UsageError
-from dynamos_ng.model import FunctionState, Snapshot
+from dynamos_ng.model import CallCounts, FunctionState, Snapshot
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -72,7 +72,7 @@ def families(snapshot: Snapshot, tally: Tally) -> Iterator[Metric]:
     )
     uses: Counter[tuple[str, str, str, str]] = Counter()
     exits: Counter[tuple[str, str, str, str]] = Counter()
-    calls: dict[str, tuple[int, int, int]] = {}
+    calls: dict[tuple[str, str], dict[int, CallCounts]] = {}  # of each address: several updates may have one
     for update in snapshot.updates:
         for one in FunctionState:
             state.add_metric([update.name, one.name.lower()], update.state is one)
@@ -93,7 +93,7 @@ def families(snapshot: Snapshot, tally: Tally) -> Iterator[Metric]:
                 uses[key] += use.entered
                 exits[key] += use.exited
             if status.probes:
-                calls[function.name] = (status.probes.entries, status.probes.exits, status.probes.missed)
+                calls.setdefault((function.module, function.name), {})[function.address] = status.probes
     yield from (state, phase, pinned, shadows, waits, left)
 
     labels = ["update", "module", "function", "edition"]
@@ -106,13 +106,14 @@ def families(snapshot: Snapshot, tally: Tally) -> Iterator[Metric]:
         inside.add_metric(key, count - exits[key])
     yield from (entered, exited, inside)
 
-    entries = core.CounterMetricFamily("dynamos_original_entries", "Calls, by probes.", labels=["function"])
-    returns = core.CounterMetricFamily("dynamos_original_returns", "Its returns, by probes.", labels=["function"])
-    missed = core.CounterMetricFamily("dynamos_original_missed", "Returns that probes missed.", labels=["function"])
-    for name, (entry, back, lost) in calls.items():
-        entries.add_metric([name], entry)
-        returns.add_metric([name], back)
-        missed.add_metric([name], lost)
+    labels = ["module", "function"]
+    entries = core.CounterMetricFamily("dynamos_original_entries", "Calls, by probes.", labels=labels)
+    returns = core.CounterMetricFamily("dynamos_original_returns", "Its returns, by probes.", labels=labels)
+    missed = core.CounterMetricFamily("dynamos_original_missed", "What probes missed of both.", labels=labels)
+    for name, counts in calls.items():
+        entries.add_metric(name, sum(count.entries for count in counts.values()))
+        returns.add_metric(name, sum(count.exits for count in counts.values()))
+        missed.add_metric(name, sum(count.missed for count in counts.values()))
     yield from (entries, returns, missed)
 
     yield core.GaugeMetricFamily("dynamos_pending_updates", "Updates that wait for a module.", len(snapshot.pending))

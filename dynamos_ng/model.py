@@ -145,6 +145,11 @@ class Function:
     interrupts: bool = False
 
     @property
+    def label(self) -> str:
+        """Return its name as tables show it and verbs take it: MODULE:NAME for a module's function."""
+        return f"{self.module}:{self.name}" if self.module else self.name
+
+    @property
     def newest(self) -> int:
         """Return the highest edition number."""
         return max(edition.number for edition in self.editions)
@@ -172,7 +177,7 @@ class EditionUse:
 class CallCounts:
     """Entries and returns of an original as probes saw them since they were attached.
 
-    A call that was under way at that moment is not seen to enter; `missed` returns had no free slot.
+    A call that was under way at that moment is not seen to enter; `missed` counts what was not seen since.
     """
 
     entries: int

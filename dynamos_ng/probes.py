@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from dynamos_ng import bpf, bpfmaps, engine, kprobes, stacks
 from dynamos_ng.closing import Closing
 from dynamos_ng.device import Device
 from dynamos_ng.engine import Programs, Source
-from dynamos_ng.errors import KernelRefused
+from dynamos_ng.errors import KernelRefused, MissingTool
 from dynamos_ng.model import CallCounts
 from dynamos_ng.stacks import Sampler, Samples, Stack
 
@@ -199,6 +200,7 @@ class Probes(Closing):
         self._cpus = bpfmaps.possible_cpus()
         self._undo = ExitStack()
         self._watched: dict[str, Watch] = {}
+        self._attached = count()
         self._calls = -1
         self._programs = (-1, -1)
         self._sampler: Sampler | None = None
@@ -251,6 +253,8 @@ class Probes(Closing):
                     self._watched[name] = self._attach(place, breakpoints)
                 except OSError as error:
                     refused.append(Unwatchable(name, kprobes.why(error)))
+                except MissingTool as error:
+                    refused.append(Unwatchable(name, str(error)))
                 except _Breakpoint:
                     reason = "no ftrace site is there: a probe would be a breakpoint, where the trampoline goes"
                     refused.append(Unwatchable(name, reason))
@@ -262,7 +266,14 @@ class Probes(Closing):
         if slot is None:
             raise KernelRefused(f"probes: {SLOTS} functions are watched already; unwatch one first")
         bpf.update(self._calls, struct.pack("=I", slot), bytes(16 * self._cpus))
-        return attach_pair(f"{self._prefix}_{slot}", slot, place, self._programs, self._maxactive, breakpoints)
+        # No name is used twice: a definition that somebody else had enabled may still be there.
+        name = f"{self._prefix}_{next(self._attached)}"
+        return attach_pair(name, slot, place, self._programs, self._maxactive, breakpoints)
+
+    def watches(self, name: str) -> bool:
+        """Return whether a function is watched."""
+        with self._lock:
+            return name in self._watched
 
     def unwatch(self, names: Iterable[str]) -> None:
         """Detach from these functions and forget their counts; unknown names are passed over."""

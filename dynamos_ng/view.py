@@ -99,8 +99,8 @@ class View:
         raise UsageError(f"{name}: no such update is loaded; loaded: {known}")
 
     def function(self, name: str) -> Function:
-        """Return a registered function by its name, the one on top where several updates have it."""
-        found = [function for function in self.functions() if function.name == name]
+        """Return a registered function by its name, or MODULE:NAME; the one on top where several updates have it."""
+        found = [function for function in self.functions() if name in (function.name, function.label)]
         if not found:
             raise UsageError(f"{name}: no loaded update has this function; see 'dynamos status'")
         return max(found, key=lambda function: (function.state is FunctionState.REDIRECTED, function.order))
@@ -115,7 +115,10 @@ class View:
     def status(self) -> Snapshot:
         """Return everything that a table or a dashboard shows."""
         counts = self._probes.counts()
-        others = neighbours.kprobes()
+        try:
+            others: Sequence[Kprobe] | None = neighbours.kprobes()
+        except OSError:
+            others = None
         return Snapshot(
             updates=tuple(
                 UpdateStatus(
@@ -127,7 +130,7 @@ class View:
                             function,
                             self.uses(function),
                             self._maps.row(function.id),
-                            counts.get(function.name),
+                            counts.get(_probed(function)),
                             self._notes(function, others),
                         )
                         for function in update.functions
@@ -141,16 +144,18 @@ class View:
             engine=self._probes.engine,
         )
 
-    def _notes(self, function: Function, others: Iterable[Kprobe]) -> tuple[str, ...]:
+    def _notes(self, function: Function, others: Iterable[Kprobe] | None) -> tuple[str, ...]:
         """Return what one must know of a function beside its counts: why it is not watched, and who is in the way."""
         notes = [*adaptation.notes(function)]
         notes += [f"livepatch {name} replaces it: its calls reach no edition" for name in self._livepatches(function)]
-        if function.state is FunctionState.REDIRECTED:
+        if others is None:
+            notes.append("whether others have kprobes in it is not known: mount -t debugfs debugfs /sys/kernel/debug")
+        elif function.state is FunctionState.REDIRECTED:
             behind = neighbours.within(others, function.site + 1, function.address + function.size)
             notes += [f"{probe} is silent: calls leave before it" for probe in behind]
         if function.interrupts:
             notes.append(f"calls in interrupts run v{self._maps.row(function.id)[uapi.INTERRUPTS] or 1}")
-        if reason := self._unwatched.get(function.name):
+        if reason := self._unwatched.get(_probed(function)):
             notes.append(f"probes do not count the original: {reason}")
         return tuple(notes)
 
@@ -221,9 +226,9 @@ class View:
             )
         with ExitStack() as undo:
             if watch:
+                if not found.update and not self._probes.watches(_probed(found)):
+                    undo.callback(self._unwatch, [found])
                 self.watch([found])
-                if not found.update:
-                    undo.callback(self._probes.unwatch, [found.name])
             return self._sampled(found, seconds)
 
     def _sampled(self, found: Function, seconds: float) -> Quiescence:
@@ -261,13 +266,19 @@ class View:
 
     def watch(self, functions: Sequence[Function]) -> tuple[tuple[str, str], ...]:
         """Count calls of originals with probes; return name and reason of those where that cannot be done."""
-        own = [function.name for function in functions if not function.module]
-        others = {function.name: function.address for function in functions if function.module}
-        refused = tuple((one.name, one.reason) for places in (own, others) for one in self._probes.watch(places))
-        names = [function.name for function in functions]
+        by_name = {_probed(function): function for function in functions}
+        refused = self._probes.watch({name: function.address for name, function in by_name.items()})
         with self._lock:
-            self._unwatched = {name: why for name, why in self._unwatched.items() if name not in names} | dict(refused)
-        return refused
+            kept = {name: why for name, why in self._unwatched.items() if name not in by_name}
+            self._unwatched = kept | {one.name: one.reason for one in refused}
+        return tuple((by_name[one.name].label, one.reason) for one in refused)
+
+    def _unwatch(self, functions: Sequence[Function]) -> None:
+        """Count calls of originals no longer, but for those that a loaded update has."""
+        names = {_probed(function) for function in functions} - {_probed(function) for function in self.functions()}
+        self._probes.unwatch(names)
+        with self._lock:
+            self._unwatched = {name: why for name, why in self._unwatched.items() if name not in names}
 
     def measure(self, functions: Sequence[Function]) -> tuple[Quiescence, ...]:
         """Ask counters, stacks and probes about functions; all of them in one walk of the stacks."""
@@ -279,7 +290,12 @@ class View:
                 function.state,
                 self.uses(function),
                 holders.once_each(walk, [holder for holder in walk.holders if function.has(holder.address)]),
-                counts.get(function.name),
+                counts.get(_probed(function)),
             )
             for function in functions
         )
+
+
+def _probed(function: Function) -> str:
+    """Return what its probes are known by: functions of one name may be several, and several updates have one."""
+    return f"{function.address:#x}"

@@ -167,6 +167,10 @@ def test_an_edition_in_c_knows_its_module(loaded: Callable[[Path], Any], status:
     assert status.read_text() == "enabled\n"
     control.call("policy_process", pid=os.getpid(), policy_class=7)
     address = status.read_text().strip()
+    asked = control.call("quiescence", function="binfmt_misc:bm_status_read")
+    assert {use["number"] for use in asked["uses"]} == {1, 2}
+    (update,) = control.call("status")["updates"]
+    assert update["functions"][0]["probes"] is not None, "who asked has taken the probes away"
     fd = os.open(status, os.O_RDONLY)
     assert os.read(fd, 50) == b"enabled\n", "the edition calls the original"
     os.close(fd)

@@ -83,6 +83,8 @@ def test_updates_are_stacked_and_leave_in_any_order(loaded: Callable[[Path], Any
     # The middle one is freed while the others stay.
     control.call("unload", name="two", wait=60.0)
     assert shown() == ["one", "three"]
+    left = [update["functions"][0]["probes"] for update in control.call("status")["updates"]]
+    assert len(left) == 2 and None not in left, "its probes are those of the others, too"
     control.call("unload", name="one", wait=60.0)
     assert shown() == ["three"]
     control.call("unload", name="three", wait=60.0)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Daemon, entered, pipe, probed, traced, uses, write_update
+from conftest import Daemon, entered, pipe, probed, traced, unload, uses, write_update
 
 from dynamos_ng import control, kprobes
 from dynamos_ng.build.update import build
@@ -46,6 +46,28 @@ def test_who_only_asks_leaves_no_probes_and_is_not_awaited_for_ever(daemon: Daem
     assert (tracefs() / "kprobe_events").read_text() == before
     with pytest.raises(control.Remote, match="stacks are sampled for up to 600 s"):
         control.call("quiescence", function="version_proc_show", seconds=1e8)
+
+
+def test_tracers_that_enable_all_events_do_not_hold_up_a_removal(daemon: Daemon, tmp_path: Path) -> None:
+    """The kernel keeps the definitions of our probes while another one uses them; the next daemon takes them away."""
+    control.call("load", path=str(build(write_update(tmp_path / "seen", {"version_proc_show": []}), tmp_path)))
+    control.call("activate", name="seen")
+    enable = tracefs() / "events" / kprobes.GROUP / "enable"
+    enable.write_text("1")
+    try:
+        read_version()
+        unload("seen")
+        control.call("load", path=str(tmp_path / "dynamos_seen.ko"))
+        (update,) = control.call("status")["updates"]
+        assert update["functions"][0]["probes"] is not None, "a new pair counts, beside the one that is kept"
+        unload("seen")
+        daemon.kill()
+        daemon.start()
+    finally:
+        enable.write_text("0")
+    daemon.stop()
+    daemon.start()
+    assert f":{kprobes.GROUP}/" not in (tracefs() / "kprobe_events").read_text()
 
 
 def test_a_kprobe_at_the_entry_goes_on_counting(cloned: Callable[..., None]) -> None:

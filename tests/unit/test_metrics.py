@@ -99,7 +99,7 @@ def test_a_scraper_gets_what_status_shows(exporter: metrics.Exporter) -> None:
     assert value("dynamos_edition_entered_total", **same) == 20
     assert value("dynamos_edition_exited_total", **same) == 14
     assert value("dynamos_edition_in_flight", **same) == 6
-    assert value("dynamos_original_entries_total", function="f") == 100
+    assert value("dynamos_original_entries_total", module="ext4", function="f") == 100
     assert value("dynamos_pending_updates") == 1
     assert (value("dynamos_enabled_update", update="good"), value("dynamos_enabled_update", update="bad")) == (1, 0)
     assert value("dynamos_requests_total", verb="activate", outcome="done") == 2
