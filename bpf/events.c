@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Forks, execs and exits of processes, for the daemon's log. Nothing depends on
- * them: the classes are kept up by classify.c. What the reader is too slow for is
+ * Forks, execs and exits of processes, for who wants to follow them. Nothing depends
+ * on them: the classes are kept up by classify.c. What the reader is too slow for is
  * counted as lost. TASK_PID and the like: see classify.c. EVENTS_ENTRIES: the
  * room for events, in pages.
  */

@@ -14,15 +14,16 @@ import os
 import stat
 import threading
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from dynamos_ng.build import description
 from dynamos_ng.closing import Closing
 from dynamos_ng.errors import DynamosError, UsageError
 from dynamos_ng.manager import Manager
-from dynamos_ng.model import EnabledUpdate
+from dynamos_ng.model import Change, EnabledUpdate, PendingUpdate
 from dynamos_ng.pending import Pending, take_effect
 
 log = logging.getLogger("dynamosd")
@@ -184,17 +185,16 @@ class Boot(Closing):
         check_safe(folder)
         self._notes.add(update.name)
         try:
+            begin: Callable[[], Change | PendingUpdate]
             if wanted.modules:
-                self._pending.add(update.folder, edition=update.edition, classes=update.classes)
+                begin = partial(self._pending.add, update.folder, edition=update.edition, classes=update.classes)
             else:
-                self._pending.journal.by_itself(
-                    "enable", {"folder": update.folder},
-                    lambda: take_effect(self._manager, folder, update.edition, update.classes),
-                )  # fmt: skip
+                begin = partial(take_effect, self._manager, folder, update.edition, update.classes)
+            done = self._pending.journal.by_itself("enable", {"folder": update.folder}, begin)
         except DynamosError:
             self._notes.drop(update.name)
             raise
-        log.info("%s is enabled: activated", update.name)
+        log.info("%s is enabled: %s", update.name, "activated" if isinstance(done, Change) else "waits for its module")
 
 
 def _make(folder: Path) -> None:

@@ -194,7 +194,7 @@ def tracing(facts: Facts) -> Finding:
         return Finding("tracing", UNKNOWN, "closed by lockdown")
     if BLACKLIST in facts.errors:
         return Finding("tracing", BAD, f"{BLACKLIST}: {facts.errors[BLACKLIST]}", "needs CONFIG_KPROBES")
-    if KPROBE_EVENTS in facts.errors and facts.mounted("tracefs"):
+    if KPROBE_EVENTS in facts.errors and facts.mounted("tracefs") == KPROBE_EVENTS.rpartition("/")[0]:
         return Finding("tracing", BAD, f"{KPROBE_EVENTS}: {facts.errors[KPROBE_EVENTS]}", "needs CONFIG_KPROBE_EVENTS")
     if facts.text(KPROBES_ON) == "0":
         return Finding("tracing", BAD, "kprobes are switched off", f"echo 1 > {KPROBES_ON}")
@@ -238,6 +238,8 @@ def engine(facts: Facts) -> Finding:
         if not package and not facts.builder and "clang" not in facts.programs:
             advice = f"apt install {bcc if facts.machine == 'x86_64' else 'clang libbpf-dev'}"
             return Finding("probe engine", BAD, f"{name}, but no clang for it", advice)
+        if not package and not facts.builder and not facts.libbpf_headers:
+            return Finding("probe engine", BAD, f"{name}, but not its headers", "apt install libbpf-dev")
         return Finding("probe engine", OK, f"{name} ({library})")
     wanted = bcc if facts.machine == "x86_64" else f"{ENGINES['libbpf'][2]} clang libbpf-dev"
     return Finding("probe engine", BAD, f"neither {' nor '.join(ENGINES)}", f"apt install {wanted}")

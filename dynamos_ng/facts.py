@@ -76,6 +76,7 @@ class Facts:
     programs: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
+    libbpf_headers: bool = False
     livepatches: tuple[str, ...] = ()
     btf: bool = False
     ibt: bool = False
@@ -240,6 +241,7 @@ def look(options: Container[str]) -> Facts:
         programs=_programs(named, "make", "clang"),
         packages=tuple(name for name in modules if _importable(name)),
         libraries=tuple(library for _, library, _ in ENGINES.values() if _loads(library)),
+        libbpf_headers=Path("/usr/include/bpf/bpf_helpers.h").exists(),
         livepatches=patches,
         btf=Path("/sys/kernel/btf/vmlinux").exists(),
         ibt=bool(re.search(r"^flags.*\bibt\b", processor, re.MULTILINE)),

@@ -83,6 +83,8 @@ class _ElfFile:
         entry, count = struct.unpack_from("<HH", header, form.counts)
         raw = os.pread(self._file, entry * count, table)
         self._segments = []
+        if len(raw) < entry * count:
+            raise ImageError(f"{path}: the file is cut off: {missing}")
         for at in range(0, entry * count, entry):
             fields = struct.unpack_from(form.program, raw, at)
             kind, offset, address, size = (fields[i] for i in form.members)
@@ -136,7 +138,13 @@ class Elf(_ElfFile):
 
     @cached_property
     def sections(self) -> dict[str, tuple[int, int]]:
-        """Return address and size of each section that has an address, by name."""
+        """Return address and size of each section that has an address, by name; ImageError if the file is cut off."""
+        try:
+            return self._sections()
+        except (struct.error, ValueError, IndexError):
+            raise ImageError(f"{self.path}: the file is cut off") from None
+
+    def _sections(self) -> dict[str, tuple[int, int]]:
         (table,) = struct.unpack_from(self._form.word, self._header, self._form.sections)
         size, count, names = struct.unpack_from("<HHH", self._header, self._form.counts + 4)
         raw = os.pread(self._file, size * count, table)

@@ -96,8 +96,9 @@ def _kept(path: Path, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         new = folder / f".{plain.name}-{os.getpid()}"
         try:
-            with new.open("wb", buffering=0) as file:
+            with new.open("wb") as file:
                 file.write(unpack(path))
+                file.flush()
                 os.fsync(file.fileno())
             for old in folder.glob(f"{path.name}-*"):
                 old.unlink(missing_ok=True)

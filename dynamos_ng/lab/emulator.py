@@ -45,7 +45,7 @@ def _key() -> str:
 
 def _make(folder: Path) -> None:
     if os.geteuid():
-        raise LabError("the lab's emulator can be unpacked by root only: run this with sudo once")
+        raise LabError("the lab's emulator can be unpacked by root only: run this as root")
     print("lab: unpacking QEMU (once, a quarter of a minute) …", file=sys.stderr, flush=True)
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -178,6 +178,20 @@ def test_libbpf_wants_a_compiler_of_its_own() -> None:
     assert "apt install clang" in finding(replace(seen, programs=without), "probe engine").advice
 
 
+def test_libbpf_wants_its_headers() -> None:
+    seen = replace(facts("6.1-i386-stock"), libbpf_headers=False)
+    assert told(seen, BAD) == ["probe engine"]
+    assert finding(seen, "probe engine").advice == "apt install libbpf-dev"
+
+
+def test_a_tracefs_that_came_with_debugfs_is_as_good() -> None:
+    elsewhere = MOUNTS.replace(" /sys/kernel/tracing ", " /sys/kernel/debug/tracing ")
+    assert elsewhere != MOUNTS
+    seen = without_file(machine.KPROBE_EVENTS, "ENOENT")
+    assert told(seen, BAD) == ["tracing"]
+    assert told(replace(seen, files={**seen.files, machine.MOUNTS: elsewhere}), BAD) == []
+
+
 def test_the_table_fits_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     output = StringIO()
     monkeypatch.setattr(tables, "console", Console(width=80, file=output, highlight=False))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dynamos_ng.errors import ImageError
+from dynamos_ng.memory import Elf
 from dynamos_ng.vmlinuz import Vmlinux, unpack
 
 VMLINUX = b"\x7fELF" + bytes(range(256)) * 64
@@ -79,3 +80,11 @@ def test_what_is_unpacked_is_kept_as_long_as_the_image_is_the_same(tmp_path: Pat
     path.write_bytes(image(gzip.compress(programs[0])))
     (tmp_path / "file").touch()
     assert Vmlinux(path, tmp_path / "file").section(".text")[1], "it can be done without"
+
+
+@pytest.mark.parametrize("left", [0.2, 0.9, 0.999])
+def test_a_vmlinux_that_is_cut_off_is_named(left: float, tmp_path: Path) -> None:
+    whole = Path(sys.executable).read_bytes()
+    (tmp_path / "vmlinux").write_bytes(whole[: int(len(whole) * left)])
+    with pytest.raises(ImageError, match=r"vmlinux: the file is cut off$"):
+        Elf(tmp_path / "vmlinux").sections  # noqa: B018
