@@ -306,13 +306,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     service.log_to_stderr()
     if os.geteuid():
-        print("dynamosd: root is needed", file=sys.stderr)
+        log.error("root is needed")
         return 1
     RUN.mkdir(mode=0o755, exist_ok=True)
     try:
         serve(options)
     except DynamosError as error:
-        print(f"dynamosd: {error}", file=sys.stderr)
+        log.error("%s", error)
         return error.exit_code
     return 0
 

@@ -50,7 +50,7 @@ def service() -> Iterator[None]:
     CHECKOUT.symlink_to("/dynamos")
     shutil.copy(UNIT, unit)
     # The host builds for its guests: their processors are slow.
-    options.write_text('DYNAMOS_KBUILD=/run/lab/kbuild\nDYNAMOSD_OPTIONS="--metrics=127.0.0.1:9123"\n')
+    options.write_text('DYNAMOS_KBUILD=/run/lab/kbuild\nDYNAMOSD_OPTIONS="--view-group=adm --record=5"\n')
     systemctl("daemon-reload")
     systemctl("enable", "--now", NAME)
     yield
@@ -67,6 +67,7 @@ def states() -> Any:
 def test_the_unit_file_serves_an_administrator(service: None, cli: Command, tmp_path: Path) -> None:
     assert (shown("ActiveState"), shown("StatusText")) == ("active", "0 functions are loaded")
     assert control.call("ping")["pid"] == int(shown("MainPID"))
+    assert control.SOCKET.group() == "adm"
     folder = tmp_path / "cmdline"
     shutil.copytree(DEMO_UPDATES / "cmdline", folder)
     done = cli("enable", folder)
