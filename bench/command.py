@@ -10,6 +10,7 @@ from typing import Protocol
 
 from bench import calls, compare, footprint, install, native, picture, policy, survey, update
 from bench.report import Report, read
+from dynamos_ng.cli.tables import pyplot
 from dynamos_ng.errors import DynamosError, UsageError
 from dynamos_ng.lab import root
 
@@ -80,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
     folder = options.output or (None if options.quick else RESULTS)
     if options.png and folder is None:
         raise UsageError("bench: --png draws beside the report: say where with --output")
+    if options.png:
+        pyplot()  # what it needs may not be installed: not after hours
     status = 0
     for script in scripts:
         try:

@@ -166,6 +166,9 @@ def test_without_matplotlib_there_is_one_clear_line(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingTool, match=r"^--png needs matplotlib: apt install python3-matplotlib$"):
         picture.png(made(), tmp_path / "x.png")
+    with pytest.raises(MissingTool):
+        command.main(["survey", "--png", "--output", str(tmp_path)])
+    assert not list(tmp_path.iterdir()), "it is told before anything is measured"
 
 
 def run(direct: list[int], again: list[int], witness: int = 9000) -> Run:
