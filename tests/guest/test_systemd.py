@@ -92,7 +92,7 @@ def test_the_unit_file_serves_an_administrator(service: None, cli: Command, tmp_
 
     done = cli("disable", "cmdline")
     assert done.returncode == 0, done.stderr
-    done = cli("unload", "cmdline", "--wait", "60")
+    done = cli("unload", "cmdline", "--timeout", "60")
     assert done.returncode == 0, done.stderr
     assert "edition=2" not in Path("/proc/cmdline").read_text()
     said = journal()
