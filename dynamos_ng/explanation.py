@@ -204,6 +204,8 @@ def _rules(old: Ruleset | None, new: Ruleset) -> list[tuple[str, str]]:
         found.append(("", "the order of the rules is another"))
     if (old.default if old else Editions()) != new.default:
         found.append(("default", "editions changed"))
+    if (old.interrupt if old else Editions()) != new.interrupt:
+        found.append(("interrupt", "editions changed"))
     return found
 
 

@@ -215,7 +215,9 @@ def _waiting(one: argparse.ArgumentParser) -> None:
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     """Give a parser the options that say who gets which edition."""
-    parser.add_argument("--edition", type=int, metavar="N", help="which edition (default: each one's newest)")
+    parser.add_argument("--edition", type=int, metavar="N",
+                        help="which edition (default: what the policy in force says, else the newest; v1 where a BPF "
+                             "program chooses)")  # fmt: skip
     parser.add_argument("--class", dest="policy_class", type=arguments.policy_class, action="append", metavar="C",
                         help="only for processes of this policy class, 0 to 254, or for calls made in 'interrupts'; "
                              "may be repeated")  # fmt: skip

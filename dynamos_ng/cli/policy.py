@@ -181,10 +181,10 @@ def add_verbs(parser: argparse.ArgumentParser) -> None:
         ("diff", _diff, "what applying a policy would change; changes nothing"),
     ):
         verb(name, run, text).add_argument("file", type=Path)
-    verb("clear", _clear, "take the policy in force away: its processes are then in class 0")
+    verb("clear", _clear, "take the policy away: its processes are then in class 0, or in that of their exec rule")
     verb("explain", _explain, "why a process is in its class, and since when").add_argument("pid", type=int)
     verb("show", _show, "show the policy in force, or classes, exec rules and editions")
-    one = verb("set", _set, "by hand: put a process, a program name or a function into a class")
+    one = verb("set", _set, "by hand: a class for a process or a program name, or a function's edition for a class")
     what = one.add_mutually_exclusive_group(required=True)
     what.add_argument("--pid", type=int, help="a running process: until it execs or exits; children inherit")
     what.add_argument("--comm", help="every program of this name from its next exec on; class 0 ends the rule")

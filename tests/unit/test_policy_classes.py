@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from dynamos_ng import explanation
 from dynamos_ng.policy.classes import NOTHING, RULE_BYTES, SLOTS, Classes, bank, ends, salt, share_of, slots
 from dynamos_ng.policy.language import RULES_MAX, Accounts, PolicyError, parse
 from dynamos_ng.policy.verdict import Process, decide
@@ -65,6 +66,12 @@ def test_a_row_has_the_rules_choice_then_the_defaults_then_the_original() -> Non
     assert row is not None and row[1:4] == bytes([2, 2, 5])
     row = made().row("g", "other", (1, 2), ROW)
     assert row is not None and row[1:4] == bytes([2, 2, 2])
+
+
+def test_policies_that_differ_in_interrupts_alone_differ() -> None:
+    old, new = (made(TEXT + more).ruleset for more in ("", "[interrupt]\nfunctions = { f = 4 }\n"))
+    assert explanation._rules(old, old) == []
+    assert explanation._rules(old, new) == explanation._rules(new, old) == [("interrupt", "editions changed")]
 
 
 def test_calls_in_interrupts_have_what_is_said_of_them_else_the_defaults_choice() -> None:

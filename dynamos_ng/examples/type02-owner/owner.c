@@ -3,7 +3,7 @@
  * The owner of one inode, changed and put back under the inode's lock.
  *
  * /sys/module/dynamos_type02_owner/parameters/ tells which inode, by a path, and
- * whom it shall belong to; both are read when the update is activated.
+ * whom it shall belong to; both are read at the first activation after a load.
  */
 #include <linux/fs.h>
 #include <linux/module.h>
