@@ -1,4 +1,4 @@
-"""What a load seldom does, brought about on purpose in clones: faults, warnings, flipped keys, stack traces."""
+"""What a load seldom does, brought about on purpose in clones: faults, warnings, flipped keys, every way out."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ import fcntl
 import mmap
 import os
 import re
-import select
-import signal
 import struct
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import entered, named, probed, traced, uses
+from conftest import entered, probed, traced, uses
 
-from dynamos_ng import control
 from dynamos_ng.arch import DIRECT
 from dynamos_ng.demo import load as work
 from dynamos_ng.device import Device
@@ -376,93 +372,3 @@ def test_every_way_out_is_counted(cloned: Callable[..., None]) -> None:
         assert hits() == 0, "the original's part"
     assert kernel_log().count("hello from a part that was split off") == 7
     assert {name: uses(name) for name in WAYS_OUT} == dict.fromkeys(WAYS_OUT, (7, 7))
-
-
-# Stack traces
-
-
-def pause_in_epoll() -> None:
-    select.epoll().poll(60)
-
-
-def pause_in_read() -> None:
-    read, _ = os.pipe()
-    os.read(read, 1)
-
-
-def pause_in_wait() -> None:
-    pid = work.fork(lambda: time.sleep(60))
-    os.waitpid(pid, 0)
-
-
-def pause_in_signal() -> None:
-    signal.sigtimedwait([signal.SIGUSR1], 60)
-
-
-#: By the names of the function that is to be found asleep; none in which the daemon, its client or the lab wait
-#: themselves.
-PAUSES: dict[tuple[str, ...], Callable[[], None]] = {
-    ("do_epoll_wait",): pause_in_epoll,
-    ("pipe_read", "anon_pipe_read"): pause_in_read,
-    ("do_wait",): pause_in_wait,
-    ("do_sigtimedwait", "__x64_sys_rt_sigtimedwait"): pause_in_signal,
-    ("hrtimer_nanosleep",): lambda: time.sleep(60),
-}
-
-
-def stack_of(pause: Callable[[], None], function: str) -> list[str]:
-    """Return the functions on the kernel stack of a process asleep in a function, innermost first."""
-
-    def run() -> None:
-        os.setpgid(0, 0)
-        pause()
-
-    pid = work.fork(run)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            names = [line.split()[1].partition("+")[0] for line in Path(f"/proc/{pid}/stack").read_text().splitlines()]
-            if any(name in (function, f"{function}_v1") for name in names):
-                return names
-            assert time.monotonic() < deadline, f"{function}: not asleep there: {names}"
-            time.sleep(0.05)
-    finally:
-        os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def test_the_stack_trace_of_a_sleeper_in_a_clone_is_complete(cloned: Callable[..., None]) -> None:
-    pauses = {named(*names): pause for names, pause in PAUSES.items()}
-    originals = {function: stack_of(pause, function) for function, pause in pauses.items()}
-    assert all(names[-1].startswith("entry_SYS") for names in originals.values())
-    cloned("sleepers", *pauses)
-    for function, pause in pauses.items():
-        wanted = [f"{name}_v1" if name in pauses else name for name in originals[function]]
-        assert f"{function}_v1" in wanted
-        assert stack_of(pause, function) == wanted
-
-
-def write_and_poll(end: int) -> None:
-    """Call the clones deep down, then sleep with the same stack in use and their words in what poll() never wrote."""
-    null = os.open("/dev/null", os.O_WRONLY)
-    for _ in range(100):
-        os.write(null, b"x")
-        os.pwrite(null, b"x", 0)
-    waiting = select.poll()
-    waiting.register(end, select.POLLIN)
-    waiting.poll()
-
-
-@pytest.mark.needs("livepatch")
-def test_what_a_finished_call_left_on_a_stack_holds_nothing_up(cloned: Callable[..., None]) -> None:
-    """A sleeper whose stack still has words of a clone, in room that poll() took and did not write, is no user."""
-    cloned("stale", "vfs_write", "ksys_write", "write_null", "rw_verify_area")
-    end, other = os.pipe()
-    with work.forked(*[partial(write_and_poll, end)] * 4) as pids:
-        deadline = time.monotonic() + 60
-        while not all("poll" in Path(f"/proc/{pid}/wchan").read_text() for pid in pids):
-            assert time.monotonic() < deadline, "they do not sleep in poll()"
-            time.sleep(0.1)
-        control.call("unload", name="stale", wait=60.0)
-    os.close(end)
-    os.close(other)
