@@ -28,7 +28,7 @@ from dynamos_ng.policy.classes import Classes, bank, ends
 from dynamos_ng.policy.language import Accounts
 from dynamos_ng.policy.verdict import decide
 from dynamos_ng.policy_values import Applied
-from dynamos_ng.policymaps import How, PolicyMaps, Record, settle
+from dynamos_ng.policymaps import NOTHING, How, PolicyMaps, Record, settle
 
 log = logging.getLogger("dynamosd")
 
@@ -290,7 +290,7 @@ class Enforcement(Closing):
         pids = {pid for pid, chosen in self._manager.maps.classified() if chosen not in allowed}
         if 0 not in allowed:
             classless = (pid for pid in host.pids() if self._manager.maps.class_of(pid) == 0)
-            pids |= {pid for pid in classless if host.process(pid) is not None}
+            pids |= {pid for pid in classless if not host.is_ending(pid)}
         return sorted(pids)
 
     def _tell_cgroups(self, classes: Classes) -> None:
@@ -316,23 +316,25 @@ class Enforcement(Closing):
         """Give a process the class that it has in this policy; it may change or end meanwhile.
 
         bpf/classify.c writes a decision before the class, and a process is taken out of the undecided before the
-        decision is looked at for the last time: if that is still the same, ours is the last word.
+        decision is looked at for the last time: if that is still the same, ours is the last word. At a process's end
+        its decision goes before its class: who has none may have none any more, and gets no class.
         """
         maps = self._manager.maps
         waits = False
         while True:
             record = self._maps.record(pid)
             waits |= self._maps.is_undecided(pid)
+            over = record == NOTHING and host.is_ending(pid)
             if classes is None:
                 maps.set_class(pid, 0)
             else:
-                number = self._number(pid, record, classes, waits)
+                number = None if over else self._number(pid, record, classes, waits)
                 if number is None:
                     self._maps.forget(pid)
                     maps.set_class(pid, 0)
                 else:
                     maps.set_class(pid, classes.of(number))
-            if self._maps.record(pid) == record:
+            if self._maps.record(pid) == record and (over or record != NOTHING or not host.is_ending(pid)):
                 taken = self._maps.decided(pid)
                 if self._maps.record(pid) == record and (waits or not taken):
                     return

@@ -6,6 +6,7 @@ import grp
 import os
 import pwd
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,8 @@ from dynamos_ng.policy.verdict import Process
 
 #: So much of a process's arguments is looked at.
 ARGV_MAX = 1 << 15
+#: Where _stat() has a task's flags, and the flag of one that exits (include/linux/sched.h).
+_FLAGS, _PF_EXITING = 6, 0x4
 
 
 def check_process(pid: int) -> None:
@@ -86,9 +89,22 @@ def process(pid: int) -> Process | None:
         return None
 
 
-def _stat(pid: int) -> tuple[str, list[str]]:
-    """Return a process's name, and the fields after it: state, parent, process group, session."""
-    text = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace")
+def is_ending(pid: int) -> bool:
+    """Return whether every thread of a process has begun to exit; so has one that is gone."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return True
+    for tid in threads:
+        with suppress(OSError, ValueError, IndexError):
+            if not int(_stat(f"{pid}/task/{tid}")[1][_FLAGS]) & _PF_EXITING:
+                return False
+    return True
+
+
+def _stat(task: int | str) -> tuple[str, list[str]]:
+    """Return a task's name, and the fields after it: state, parent, process group, session, and so on."""
+    text = Path(f"/proc/{task}/stat").read_bytes().decode(errors="replace")
     start, end = text.index("("), text.rindex(")")
     return text[start + 1 : end], text[end + 2 :].split()
 

@@ -152,10 +152,10 @@ def test_every_process_is_in_the_class_that_explain_gives(daemon: Daemon, tmp_pa
             assert time.monotonic() < deadline, "the daemon leaves processes undecided"
             time.sleep(0.1)
         with bpfmaps.open_maps() as maps:
-            # Of one that ends while the daemon judges it the class is taken away again, a moment later.
+            # The class of one that ends while the daemon judges it is taken away a moment later.
             becomes(lambda: stale(maps), {})
             bank = {one["policy_class"] // 128 for one in control.call("policy_show")["in_force"]["rules"]}
-            assert {maps.class_of(pid) // 128 for pid in host.pids() if host.process(pid)} == bank
+            assert {maps.class_of(pid) // 128 for pid in host.pids() if not host.is_ending(pid)} == bank
     finally:
         limit.write_text(before)
         control.call("policy_clear")

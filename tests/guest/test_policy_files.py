@@ -114,6 +114,19 @@ def test_a_process_goes_from_one_policy_to_the_other_once(active: str) -> None:
     os.close(told)
 
 
+def test_who_has_ended_gets_no_class(active: str, maps: bpfmaps.Maps) -> None:
+    """Nobody would take it away again."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    becomes(lambda: host.is_ending(pid), True)
+    try:
+        apply("[default]\nupdates = { two = 2 }\n")
+        assert maps.class_of(pid) == 0 != maps.class_of(os.getpid())
+    finally:
+        os.waitpid(pid, 0)
+
+
 def test_a_rejected_policy_leaves_the_old_one_in_force(active: str, first: Callable[[str], Path]) -> None:
     text = rule("by name", 'comm = "firstborn"', 2)
     apply(text)
