@@ -155,11 +155,13 @@ def test_who_is_ending_gets_no_class(
     loaded(write_update(tmp_path / "late", {"exit_files": [2]}, LATE))
     control.call("activate", name="late", edition=2)
     with subprocess.Popen([first("late")]) as late:
-        becomes(lambda: host.is_ending(late.pid) and maps.class_of(late.pid) == 0, True)
-        assert ") Z " not in Path(f"/proc/{late.pid}/stat").read_text()
-        apply("[default]\nupdates = { two = 2 }\n")
-        assert maps.class_of(late.pid) == 0 != maps.class_of(os.getpid())
-        parameter("late", "hold").write_text("0")
+        try:
+            becomes(lambda: host.is_ending(late.pid) and maps.class_of(late.pid) == 0, True)
+            assert ") Z " not in Path(f"/proc/{late.pid}/stat").read_text()
+            apply("[default]\nupdates = { two = 2 }\n")
+            assert maps.class_of(late.pid) == 0 != maps.class_of(os.getpid())
+        finally:
+            parameter("late", "hold").write_text("0")
 
 
 def test_a_rejected_policy_leaves_the_old_one_in_force(active: str, first: Callable[[str], Path]) -> None:
