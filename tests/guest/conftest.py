@@ -236,6 +236,26 @@ def probed(name: str, place: int | str) -> Iterator[Callable[[], int]]:
         kprobes.remove(name)
 
 
+# What others do beside an update: beside.py, which imports this file
+
+
+@pytest.fixture(scope="module")
+def module(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the update that tests of neighbours load."""
+    import beside
+
+    return beside.built(tmp_path_factory.mktemp("neighbours"))
+
+
+@pytest.fixture
+def loaded_update(module: Path) -> Iterator[None]:
+    """Load it; unload it after the test, however that ended."""
+    import beside
+
+    with beside.loaded(module):
+        yield
+
+
 # Policies from files, of an update in which two system calls have an edition 2
 
 #: What edition 2 of the two system calls answers; no process and no group has this number.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-import beside
 import pytest
 from beside import (
     FILE,
@@ -24,24 +23,13 @@ from beside import (
     status,
     wait_for,
 )
-from conftest import Daemon, probed, traced
+from conftest import probed, traced
 
 from dynamos_ng import control, kprobes, modules, neighbours
 from dynamos_ng.image import Kernel
 from dynamos_ng.kprobes import tracefs
 
 Hits = Callable[[], int]
-
-
-@pytest.fixture(scope="module")
-def module(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return beside.built(tmp_path_factory.mktemp("neighbours"))
-
-
-@pytest.fixture
-def loaded_update(module: Path) -> Iterator[None]:
-    with beside.loaded(module):
-        yield
 
 
 # The neighbours: each is there inside its `with`, and what is given counts the calls it saw

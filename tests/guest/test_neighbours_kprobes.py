@@ -7,10 +7,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import beside
 import pytest
 from beside import FILE, FUNCTION, PROBE, UPDATE, activate, check_editions, compiled, examined, notes, status, wait_for
-from conftest import Daemon, probed, unload
+from conftest import probed, unload
 
 from dynamos_ng import control, kprobes, modules
 from dynamos_ng.arch import Kind
@@ -20,17 +19,6 @@ from dynamos_ng.image import Kernel
 from dynamos_ng.model import Function
 
 BREAKPOINT, JUMP = b"\xcc", b"\xe9"
-
-
-@pytest.fixture(scope="module")
-def module(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return beside.built(tmp_path_factory.mktemp("neighbours"))
-
-
-@pytest.fixture
-def loaded_update(module: Path) -> Iterator[None]:
-    with beside.loaded(module):
-        yield
 
 
 @pytest.fixture(params=[BREAKPOINT, JUMP], ids=["breakpoint", "optimised"])
